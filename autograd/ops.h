@@ -1,0 +1,59 @@
+// The differentiable operations. Each computes at once, on its inputs' device and in their dtype, and records its
+// gradient if one is wanted. Rows are all axes but the last. A Var without a value means "not given".
+#pragma once
+#include "autograd/tape.h"
+
+namespace t2l {
+
+// ---- products.cpp
+// y = act(x w^T + b).  x: [.., in]  w: [out, in]  b: [out] or not given -> [.., out]
+Var linear(const Var& x, const Var& w, const Var& b = {}, Activation activation = Activation::None);
+// A linear layer with only some of its weight's rows; what is not wanted is not computed. Block g < blocks is the rows
+// begin + g * stride .. begin + g * stride + used. -> [.., blocks * used]
+struct WeightRows {
+  int64_t begin = 0, blocks = 1, stride = 0, used = 0;
+};
+Var linear_rows(const Var& x, const Var& w, const Var& b, const WeightRows& rows);
+// op(a) op(b) for matrices, or for batches of them: a: [m, k] or [batch, m, k] (transposed: [.., k, m]), b alike.
+Var matmul(const Var& a, const Var& b, bool transpose_a = false, bool transpose_b = false);
+
+// ---- elementwise.cpp
+Var add(const Var& a, const Var& b);
+Var scale(const Var& x, float alpha);
+Var activation(const Var& x, Activation kind);
+Var gated(const Var& gate, const Var& up, Activation kind);  // act(gate) up
+// Inverted dropout: an element is kept with probability 1 - p and then divided by it. p = 0 returns x.
+Var dropout(const Var& x, float p, RandomKey key);
+Var cast(const Var& x, DType dtype);
+// x factor + shift, where factor and shift, [cols] each, apply to every row; either may be not given
+Var affine(const Var& x, const Var& factor, const Var& shift);
+Var reshape(const Var& x, Shape shape);
+
+// ---- rows.cpp
+// y[i] = x[ids[i]].  x: [m, cols]  ids: i32 [n], each in 0 .. m - 1 (checked where the ids are made) -> [n, cols]
+Var gather_rows(const Var& x, const Tensor& ids);
+// base[i] + x[ids[i]].  base: [n, cols]
+Var add_rows(const Var& base, const Var& x, const Tensor& ids);
+// [x0[ids0[i]], x1[ids1[i]], ..] side by side -> [n, cols0 + cols1 + ..]
+Var gather_columns(const std::vector<std::pair<Var, Tensor>>& parts);
+Var slice_rows(const Var& x, int64_t begin, int64_t end);  // of the first axis
+Var concat_rows(const std::vector<Var>& parts);            // along the first axis; all other extents equal
+Var transpose(const Var& x);                               // the last two axes
+// mean of the rows offsets[s] .. offsets[s + 1].  x: [rows, cols]  offsets: i32 [samples + 1] -> [samples, cols]
+Var segment_mean(const Var& x, const Tensor& offsets);
+
+// ---- norm.cpp
+// (x - mean) / sqrt(var + eps) w + b over the last axis, with the biased variance.  w, b: [cols]
+Var layernorm(const Var& x, const Var& w, const Var& b, float eps);
+// x scale / max(|x|, eps), row by row
+Var l2_normalize(const Var& x, float scale, float eps = 1e-12f);
+
+// ---- attention.cpp
+// Rotary position embedding, halves form.  x: [tokens, heads, dim]  cos, sin: f32 [positions, dim / 2]
+// positions: i32 [tokens]
+Var rope(const Var& x, const Tensor& cos, const Tensor& sin, const Tensor& positions);
+// softmax(softcap(scale q k^T)) v over the keys of each query's span.  q: [queries, heads, dim]
+// k, v: [keys, kv_heads, dim]; dim even, at most 256; heads a multiple of kv_heads -> [queries, heads, dim]
+Var attention(const Var& q, const Var& k, const Var& v, const AttentionSpans& spans);
+
+}  // namespace t2l

@@ -1,0 +1,31 @@
+#include "nn/optimizer.h"
+
+#include <cmath>
+
+namespace t2l {
+
+Optimizer::Optimizer(Parameters& parameters, AdamW settings)
+    : parameters_(parameters),
+      settings_(settings),
+      m_(Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device())),
+      v_(Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device())) {}
+
+float Optimizer::step(float lr) {
+  settings_.lr = lr;
+  Tensor p = parameters_.values();
+  const Tensor& g = parameters_.grads();
+  Tensor squared_norm = Tensor::empty({1}, DType::F32, p.device());
+  backend(p).sum_squares(squared_norm, g);
+  backend(p).adamw(p, m_, v_, g, &squared_norm, settings_);
+  ++settings_.step;
+  parameters_.clear_grads();
+  return std::sqrt(squared_norm.to_vector<float>()[0]);
+}
+
+void Optimizer::restore(const Tensor& m, const Tensor& v, int64_t steps) {
+  m_.copy_from(m);
+  v_.copy_from(v);
+  settings_.step = steps + 1;
+}
+
+}  // namespace t2l

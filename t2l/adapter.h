@@ -1,0 +1,42 @@
+// A LoRA adapter on disk, as PEFT writes it (0.15; readable by earlier and later ones, by vLLM and by llama.cpp's
+// converter): adapter_config.json and adapter_model.safetensors.
+#pragma once
+#include <string>
+#include <vector>
+
+#include "tensor/safetensors.h"
+
+namespace t2l {
+
+// y = W x + scaling B A x
+struct AdapterSpec {
+  std::string base_model;  // name or path, as adapter_config.json records it
+  int64_t rank = 8;
+  double alpha = 16;
+  bool rslora = true;  // scaling = alpha / sqrt(rank) (Kalajdzievski, 2023) instead of alpha / rank
+  double dropout = 0;  // of the training, recorded only
+  std::vector<std::string> modules;
+
+  double scaling() const;
+};
+
+// One module's weights in one layer.
+struct LoraWeights {
+  std::string module;  // q_proj
+  int64_t layer = 0;
+  Tensor a;  // [rank, in]
+  Tensor b;  // [out, rank]
+};
+
+// What a user may ask of the written adapter.
+struct AdapterFormat {
+  enum class Scale { AsIs, RsLora, Plain, Baked } scale = Scale::AsIs;
+  double baked = 1;  // Baked: B is multiplied by this and the config declares a scaling of 1
+  Stored dtype = Stored::F32;
+};
+
+// Writes the two files into `directory`, which exists. Error for a module that has no PEFT name.
+void write_adapter(const std::string& directory, const AdapterSpec& spec, const std::vector<LoraWeights>& weights,
+                   const AdapterFormat& format);
+
+}  // namespace t2l

@@ -1,0 +1,285 @@
+// C is cut into blocks of at most [512, 1024], one task each; tasks share nothing, so threads never wait for each
+// other. A task goes over k in passes of kc: it packs its rows of A into panels of one register tile's height, then,
+// panel of B by panel of B, packs 32 columns and runs the kernel down the rows. The sum of a pass starts at zero,
+// passes are added in order: an element's value depends on its row of A, its column of B and k alone.
+#include "tensor/cpu/gemm.h"
+
+#include <cpuid.h>
+#include <immintrin.h>
+#include <omp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <bit>
+#include <cstdlib>
+#include <new>
+#include <utility>
+
+#include "tensor/check.h"
+#include "tensor/cpu/gemm_kernels.h"
+#include "tensor/cpu/vmath.h"
+
+namespace t2l::cpu {
+namespace {
+
+constexpr int64_t kRows = 512, kCols = 1024;  // the largest block of C
+constexpr const char* kIsaNames[] = {"avx2", "avx512", "avx512_bf16", "amx"};
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+
+// A thread's buffer, kept from call to call: at most 5 MB for the three together.
+class Scratch {
+ public:
+  ~Scratch() { operator delete(p_, kAlign); }
+  float* get(int64_t floats) {
+    if (floats > size_) {
+      operator delete(std::exchange(p_, nullptr), kAlign);
+      size_ = 0;
+      p_ = static_cast<float*>(operator new(size_t(floats) * sizeof(float), kAlign));
+      size_ = floats;
+    }
+    return p_;
+  }
+
+ private:
+  static constexpr std::align_val_t kAlign{4096};
+  float* p_ = nullptr;
+  int64_t size_ = 0;
+};
+
+template <class T>
+void add_bias(float* tile, const T* bias, int nr, int rows, int cols) {
+  for (int i = 0; i < rows; ++i)
+    for (int j = 0; j < cols; ++j) tile[i * nr + j] += float(bias[j]);
+}
+
+void activate(float* x, int n, Activation kind) {
+  switch (kind) {
+    case Activation::None: return;
+    case Activation::SiLU:
+      for (int i = 0; i < n; ++i) x[i] = silu(x[i]);
+      return;
+    case Activation::GELU:
+      for (int i = 0; i < n; ++i) x[i] = gelu(x[i]);
+      return;
+    case Activation::GELUTanh:
+      for (int i = 0; i < n; ++i) x[i] = gelu_tanh(x[i]);
+      return;
+  }
+}
+
+template <class T>
+void write(T* c, int64_t ldc, const float* tile, int nr, int rows, int cols, bool accumulate) {
+  for (int i = 0; i < rows; ++i, c += ldc, tile += nr)
+    if (accumulate)
+      for (int j = 0; j < cols; ++j) c[j] = T(float(c[j]) + tile[j]);
+    else
+      for (int j = 0; j < cols; ++j) c[j] = T(tile[j]);
+}
+
+// A or B: its element (w, k), where w counts rows of C for A, columns of C for B.
+struct Operand {
+  const std::byte* p;
+  int64_t ld, group_stride;
+  bool k_is_row;  // stored [k, w], not [w, k]
+  int64_t size;   // bytes per element
+
+  const void* at(int64_t group, int64_t w, int64_t k) const {
+    return p + (group * group_stride + (k_is_row ? k * ld + w : w * ld + k)) * size;
+  }
+};
+
+// A product as the kernels see it. If C has few columns its transpose is computed, with A and B in each other's place,
+// as a tile is wider than it is high; the sums are the same.
+struct Product {
+  const Gemm& g;
+  const GemmKernel& kernel;
+  bool transposed;
+  int64_t m, n, k;
+  Operand a, b;
+
+  Product(const Gemm& gemm, const GemmKernel& with) : g(gemm), kernel(with), m(g.spec.m), n(g.spec.n), k(g.spec.k) {
+    const Matmul& s = g.spec;
+    const auto size = int64_t(size_of(g.input));
+    a = {static_cast<const std::byte*>(g.a), s.lda, s.stride_a, s.transpose_a, size};
+    b = {static_cast<const std::byte*>(g.b), s.ldb, s.stride_b, !s.transpose_b, size};
+    transposed = n <= kernel.nr / 2 && n < m;
+    if (transposed) std::swap(a, b), std::swap(m, n);
+  }
+  void compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows, int64_t cols) const;
+  void finish(float* tile, int64_t group, int64_t i, int64_t j, int rows, int cols) const;
+  void prefetch_c(int64_t group, int64_t i, int64_t j, int rows) const;
+};
+
+// A tile of sums becomes the [rows, cols] of C at (i, j).
+void Product::finish(float* tile, int64_t group, int64_t i, int64_t j, int rows, int cols) const {
+  const Matmul& s = g.spec;
+  int ld = kernel.nr;
+  float turned[32 * 32];
+  if (transposed) {
+    for (int c = 0; c < cols; ++c)
+      for (int r = 0; r < rows; ++r) turned[c * rows + r] = tile[r * ld + c];
+    std::swap(i, j), std::swap(rows, cols);
+    tile = turned, ld = cols;
+  }
+  if (g.bias) {
+    const int64_t at = group * s.stride_bias + j;
+    if (g.input == DType::F32)
+      add_bias(tile, static_cast<const float*>(g.bias) + at, ld, rows, cols);
+    else
+      add_bias(tile, static_cast<const bf16*>(g.bias) + at, ld, rows, cols);
+  }
+  activate(tile, rows * ld, s.activation);
+  const int64_t at = group * s.stride_c + i * s.ldc + j;
+  if (g.output == DType::F32)
+    write(static_cast<float*>(g.c) + at, s.ldc, tile, ld, rows, cols, s.accumulate);
+  else
+    write(static_cast<bf16*>(g.c) + at, s.ldc, tile, ld, rows, cols, s.accumulate);
+}
+
+void Product::prefetch_c(int64_t group, int64_t i, int64_t j, int rows) const {
+  if (transposed) return;
+  const auto size = int64_t(size_of(g.output));
+  const char* p = static_cast<const char*>(g.c) + (group * g.spec.stride_c + i * g.spec.ldc + j) * size;
+  for (int r = 0; r < rows; ++r, p += g.spec.ldc * size)
+    for (int64_t at = 0; at < kernel.nr * size; at += 64) _mm_prefetch(p + at, _MM_HINT_T1);
+}
+
+// The block of C [rows, cols] at (i0, j0).
+void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows, int64_t cols) const {
+  const int mr = kernel.mr, nr = kernel.nr;
+  // Tiles of nearly equal height: 32 rows are 11 + 11 + 10, not 14 + 14 + 4.
+  const int64_t row_tiles = ceil_div(rows, mr);
+  const int64_t height = round_up(ceil_div(rows, row_tiles), kernel.rows_step);
+  const int64_t max_units = round_up(ceil_div(std::min(k, kernel.kc), kernel.per_unit), 16);
+  const int64_t panel_a = max_units * kernel.pitch_a, tile_size = int64_t(mr) * nr;
+  const bool one_pass = k <= kernel.kc;
+
+  static thread_local Scratch scratch_a, scratch_b, scratch_c;
+  float* const packed_a = scratch_a.get(row_tiles * panel_a);
+  float* const packed_b = scratch_b.get(max_units * nr);
+  float* const tiles = scratch_c.get(one_pass ? tile_size : row_tiles * ceil_div(cols, nr) * tile_size);
+
+  if (kernel.begin) kernel.begin();
+  int64_t k0 = 0;
+  do {
+    const int64_t depth = std::min(k - k0, kernel.kc);
+    const int64_t units = round_up(ceil_div(depth, kernel.per_unit), kernel.units_step);
+    const bool last = k0 + depth == k;
+
+    for (int64_t t = 0, i = 0; i < rows; ++t, i += height) {
+      // If k is the row, a full vector of a row is read where the matrix goes on that far.
+      const int64_t width = a.k_is_row ? std::min<int64_t>(kernel.pitch_a, m - i0 - i) : std::min(height, rows - i);
+      kernel.pack_a(packed_a + t * panel_a, a.at(group, i0 + i, k0), a.ld, a.k_is_row, int(width), depth, units);
+    }
+    // The next panel of B is fetched while the last tiles are computed with this one.
+    const int64_t b_rows = b.k_is_row ? depth : nr, b_line = 64 / b.size;
+    const int log2_lines = std::bit_width(uint64_t(ceil_div(b.k_is_row ? nr : depth, b_line) - 1));
+    const int64_t first_ahead =
+        std::max<int64_t>(0, row_tiles - ceil_div(b_rows << log2_lines, std::max<int64_t>(units, 1)));
+
+    float* tile = tiles;
+    for (int64_t j = 0; j < cols; j += nr) {
+      const int width = int(std::min<int64_t>(nr, cols - j));
+      kernel.pack_b(packed_b, b.at(group, j0 + j, k0), b.ld, b.k_is_row, width, depth, units);
+      for (int64_t t = 0, i = 0; i < rows; ++t, i += height) {
+        const int h = int(std::min(height, rows - i));
+        Ahead ahead{reinterpret_cast<const char*>(packed_b), 0, 0};
+        if (t >= first_ahead && j + nr < cols) {
+          ahead = {static_cast<const char*>(b.at(group, j0 + j + nr, k0)), b.ld * b.size, log2_lines};
+          ahead.p += (t - first_ahead) * (units >> log2_lines) * ahead.stride;
+        }
+        if (last) prefetch_c(group, i0 + i, j0 + j, h);
+        kernel.run(tile, packed_a + t * panel_a, packed_b, units, h, k0 > 0, ahead);
+        if (last) finish(tile, group, i0 + i, j0 + j, h, width);
+        if (!one_pass) tile += tile_size;
+      }
+    }
+    k0 += depth;
+  } while (k0 < k);
+  if (kernel.end) kernel.end();
+}
+
+bool has_amx() {
+  unsigned a, b, c, d;
+  constexpr unsigned kTiles = 1u << 24, kBf16 = 1u << 22;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d) || (d & (kTiles | kBf16)) != (kTiles | kBf16)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, per process
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
+Isa detect() {
+  Isa best = Isa::AVX2;
+  if (__builtin_cpu_supports("avx512f")) {
+    best = Isa::AVX512;
+    if (__builtin_cpu_supports("avx512bf16")) best = has_amx() ? Isa::AMX : Isa::AVX512BF16;
+  }
+  const char* wanted = std::getenv("T2L_CPU");
+  if (!wanted || !*wanted) return best;
+  for (int i = 0; i < 4; ++i)
+    if (std::string_view(wanted) == kIsaNames[i]) return std::min(best, Isa(i));
+  fail("T2L_CPU is \"{}\"; it may be avx2, avx512, avx512_bf16 or amx", wanted);
+}
+
+}  // namespace
+
+Isa isa() {
+  static const Isa chosen = detect();
+  return chosen;
+}
+
+const char* name_of(Isa isa) { return kIsaNames[int(isa)]; }
+
+const GemmKernel& gemm_kernel(Isa isa, DType input) {
+  if (input == DType::F32) return isa == Isa::AVX2 ? kAvx2F32 : kAvx512F32;
+  switch (isa) {
+    case Isa::AVX2: return kAvx2BF16;
+    case Isa::AVX512: return kAvx512WidenBF16;
+    case Isa::AVX512BF16: return kAvx512BF16;
+    default: return kAmxBF16;
+  }
+}
+
+void gemm(const Gemm& g) { gemm(g, gemm_kernel(isa(), g.input)); }
+
+void gemm(const Gemm& g, const GemmKernel& kernel) {
+  const Matmul& s = g.spec;
+  T2L_CHECK(s.m >= 0 && s.n >= 0 && s.k >= 0 && s.groups >= 0, "gemm: m {} n {} k {} groups {}", s.m, s.n, s.k,
+            s.groups);
+  if (s.m == 0 || s.n == 0 || s.groups == 0) return;
+  T2L_CHECK(g.c && ((g.a && g.b) || s.k == 0), "gemm: null operand");
+  T2L_CHECK(g.input != DType::I32 && g.output != DType::I32, "gemm: i32");
+  T2L_CHECK(s.lda >= (s.transpose_a ? s.m : s.k) && s.ldb >= (s.transpose_b ? s.k : s.n) && s.ldc >= s.n,
+            "gemm: m {} n {} k {} lda {} ldb {} ldc {}", s.m, s.n, s.k, s.lda, s.ldb, s.ldc);
+  T2L_CHECK(!s.accumulate || (!g.bias && s.activation == Activation::None), "gemm: accumulate with an epilogue");
+
+  // Packing costs about as much as 7 more rows and 7 more columns, so blocks are large, and square where they are
+  // small.
+  const Product product(g, kernel);
+  const int64_t m = product.m, n = product.n, threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+  int64_t row_blocks = ceil_div(m, kRows), col_blocks = ceil_div(n, kCols);
+  const auto blocks = [&] { return s.groups * row_blocks * col_blocks; };
+  while (blocks() < 2 * threads && n / col_blocks >= 512) col_blocks *= 2;
+  for (;;) {
+    const int64_t rows = m / row_blocks, cols = n / col_blocks;
+    if (blocks() >= threads || (rows <= kernel.mr && cols <= kernel.nr)) break;
+    (cols > kernel.nr && (cols >= rows || rows <= kernel.mr) ? col_blocks : row_blocks) *= 2;
+  }
+  if (blocks() < 8 * threads && blocks() % threads != 0) col_blocks = round_up(col_blocks, threads);
+  const int64_t block_rows = round_up(ceil_div(m, row_blocks), kernel.rows_step);
+  const int64_t block_cols = round_up(ceil_div(n, col_blocks), kernel.nr);
+  row_blocks = ceil_div(m, block_rows), col_blocks = ceil_div(n, block_cols);
+
+  const int64_t tasks = blocks(), chunk = std::max<int64_t>(1, tasks / (64 * threads));
+  const bool parallel = threads > 1 && tasks > 1 && double(m) * double(n) * double(s.k + 16) * double(s.groups) > 1e5;
+#pragma omp parallel for schedule(dynamic, chunk) if (parallel)
+  for (int64_t task = 0; task < tasks; ++task) {
+    const int64_t i = task % row_blocks * block_rows;
+    const int64_t j = task / row_blocks % col_blocks * block_cols;
+    product.compute_block(task / row_blocks / col_blocks, i, j, std::min(block_rows, m - i),
+                          std::min(block_cols, n - j));
+  }
+}
+
+}  // namespace t2l::cpu

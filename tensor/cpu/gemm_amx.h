@@ -1,0 +1,51 @@
+// The AMX register tile: C [32, 32] in four of the eight tile registers, each 16 rows of 64 bytes; a step multiplies
+// [32, 32] of A by [32, 32] of B, k in pairs. Written over a type that has the tile instructions as functions: the
+// hardware's, in gemm_amx.cpp, or a model of them, in tests, that runs where AMX does not exist.
+#pragma once
+#include "tensor/cpu/gemm_pack.h"
+
+namespace t2l::cpu {
+
+template <class Tiles>
+void run_amx(float* tile, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
+  constexpr int64_t kA = 64, kB = 128, kC = 128;  // bytes from row to row
+  const char *pa = static_cast<const char*>(a), *pb = static_cast<const char*>(b);
+  char* pc = reinterpret_cast<char*>(tile);
+  const bool lower = rows > 16;
+  if (add) {
+    Tiles::template load<0>(pc, kC);
+    Tiles::template load<1>(pc + 64, kC);
+    if (lower) Tiles::template load<2>(pc + 16 * kC, kC);
+    if (lower) Tiles::template load<3>(pc + 16 * kC + 64, kC);
+  } else {
+    Tiles::template zero<0>();
+    Tiles::template zero<1>();
+    Tiles::template zero<2>();
+    Tiles::template zero<3>();
+  }
+  for (int64_t u = 0; u < units; u += 16, pa += 32 * kA, pb += 16 * kB) {
+    for (int i = 0; i < 16; ++i) fetch(ahead, u + i);
+    Tiles::template load<4>(pa, kA);
+    Tiles::template load<6>(pb, kB);
+    Tiles::template load<7>(pb + 64, kB);
+    Tiles::template multiply_add<0, 4, 6>();
+    Tiles::template multiply_add<1, 4, 7>();
+    if (lower) {
+      Tiles::template load<5>(pa + 16 * kA, kA);
+      Tiles::template multiply_add<2, 5, 6>();
+      Tiles::template multiply_add<3, 5, 7>();
+    }
+  }
+  Tiles::template store<0>(pc, kC);
+  Tiles::template store<1>(pc + 64, kC);
+  if (lower) Tiles::template store<2>(pc + 16 * kC, kC);
+  if (lower) Tiles::template store<3>(pc + 16 * kC + 64, kC);
+}
+
+template <class Tiles>
+constexpr GemmKernel amx_kernel() {
+  return {32,           32,        16, 32, 2, 16, 1024, pack<PairUnits, 32, true>, pack<PairUnits, 32>, run_amx<Tiles>,
+          Tiles::begin, Tiles::end};
+}
+
+}  // namespace t2l::cpu

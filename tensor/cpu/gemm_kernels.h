@@ -1,0 +1,43 @@
+// What differs between instruction sets in gemm.cpp: how panels are packed and one register tile of C is computed.
+//
+// The kernels see k in units of 32 bits: one f32, or two bf16 that are neighbours along k. A packed panel of A or B
+// holds, unit after unit, the unit of each of its rows (columns of B), `pitch` of them. Only AMX wants its A the other
+// way round: [k / 32][row][32].
+#pragma once
+#include <cstdint>
+
+#include "tensor/cpu/gemm.h"
+
+namespace t2l::cpu {
+
+// dst: packed panel of `units` units, a multiple of 8 of them written, zero beyond k.
+// src: element (w, k) at [w * ld + k], or [k * ld + w] if k is the row, for w < width, k < depth.
+using Pack = void (*)(void* dst, const void* src, int64_t ld, bool k_is_row, int width, int64_t depth, int64_t units);
+
+// Memory to fetch into L2 while a kernel runs, a line per unit: lines along rows of 2^log2_lines of them.
+struct Ahead {
+  const char* p;
+  int64_t stride;  // bytes from row to row
+  int log2_lines;
+};
+
+struct GemmKernel {
+  int mr, nr;      // the tile of C, [mr, nr]
+  int rows_step;   // rows are computed this many at a time
+  int pitch_a;     // rows a packed panel of A has room for; a panel of B has nr columns
+  int per_unit;    // elements of k in a unit
+  int units_step;  // panels are zero-padded to a multiple of this many units
+  int64_t kc;      // elements of k per pass. A constant, as sums are rounded where passes meet
+  Pack pack_a, pack_b;
+  // tile [rows, nr] (+)= A B, over one pass. Rows at a distance of nr; those in [rows, mr) may be overwritten.
+  void (*run)(float* tile, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead);
+  void (*begin)() = nullptr;  // before the first and after the last run of a thread
+  void (*end)() = nullptr;
+};
+
+const GemmKernel& gemm_kernel(Isa isa, DType input);
+void gemm(const Gemm& g, const GemmKernel& kernel);
+
+extern const GemmKernel kAvx2F32, kAvx2BF16, kAvx512F32, kAvx512WidenBF16, kAvx512BF16, kAmxBF16;
+
+}  // namespace t2l::cpu

@@ -1,0 +1,142 @@
+#include "tools/cli.h"
+
+#include <omp.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstdio>
+#include <iostream>
+#include <sstream>
+
+namespace po = boost::program_options;
+
+namespace t2l {
+
+CommandLine::CommandLine(std::string program, std::string summary, std::string usage)
+    : program_(std::move(program)),
+      summary_(std::move(summary)),
+      usage_(std::move(usage)),
+      own_("Options", 110),
+      common_("Common", 110) {
+  common_.add_options()("help", "this text")("version", "the version")(
+      "device", po::value<std::string>(), "cpu or cuda[:N] (default: cuda if a GPU answers, else cpu)")(
+      "dtype", po::value<std::string>(), "f32 or bf16, the arithmetic of base model and encoder")(
+      "threads", po::value<int64_t>(), "CPU threads (default: all cores)")(
+      "seed", po::value<int64_t>(), "seed of all random numbers")("quiet", "no progress on stderr")(
+      "json", "the result as one JSON document on stdout");
+}
+
+void CommandLine::parse(int argc, char** argv) {
+  po::options_description all;
+  all.add(own_).add(common_);
+  try {
+    namespace style = po::command_line_style;
+    const auto parsed = po::command_line_parser(argc, argv)
+                            .options(all)
+                            .positional({})
+                            .style(style::unix_style & ~style::allow_guessing & ~style::allow_short)
+                            .run();
+    po::store(parsed, values_);
+    po::notify(values_);
+  } catch (const po::error& e) {
+    throw UsageError(fmt::format("{}; see {} --help", e.what(), program_));
+  }
+  if (has("help")) {
+    std::ostringstream text;
+    text << summary_ << "\n\nUsage: " << usage_ << "\n\n" << own_ << "\n" << common_;
+    fmt::print("{}", text.str());
+    std::exit(0);
+  }
+  if (has("version")) {
+    fmt::print("{} {}\n", program_, T2L_VERSION);
+    std::exit(0);
+  }
+  quiet = has("quiet");
+  json = has("json");
+  seed = uint64_t(get_int("seed", 0));
+  if (const int64_t threads = get_int("threads", 0); has("threads")) {
+    if (threads < 1 || threads > 4096) throw UsageError(fmt::format("--threads {}: must be from 1 to 4096", threads));
+    omp_set_num_threads(int(threads));
+  }
+  if (has("dtype")) {
+    dtype_given = true;
+    const std::string name = get("dtype");
+    if (name != "f32" && name != "bf16") throw UsageError(fmt::format("--dtype {}: must be f32 or bf16", name));
+    dtype = name == "f32" ? DType::F32 : DType::BF16;
+  }
+  const std::string where = get("device");
+  if (where.empty()) {
+    device = has_cuda() ? Device::CUDA : Device::CPU;
+  } else if (where == "cpu") {
+    device = Device::CPU;
+  } else if (where == "cuda" || (where.starts_with("cuda:") && where.size() > 5 && where.size() < 9 &&
+                                 where.find_first_not_of("0123456789", 5) == std::string::npos)) {
+    device = Device::CUDA;
+    if (where != "cuda") select_cuda(std::stoi(where.substr(5)));
+    backend(device);  // fails here, with the reason, if there is none
+  } else {
+    throw UsageError(fmt::format("--device {}: must be cpu, cuda or cuda:N", where));
+  }
+}
+
+int run_program(const std::function<int()>& body) {
+  if (!__builtin_cpu_supports("avx2") || !__builtin_cpu_supports("fma")) {
+    std::fputs("error: this CPU has no AVX2 and FMA, which the program was built for; use a CPU from 2013 or later\n",
+               stderr);
+    return 1;
+  }
+  const auto report = [](const char* what) {
+    std::string line = what;
+    for (char& c : line)
+      if (c == '\n' || c == '\r') c = ' ';
+    fmt::print(stderr, "error: {}\n", line);
+  };
+  try {
+    return body();
+  } catch (const UsageError& e) {
+    report(e.what());
+    return 2;
+  } catch (const Interrupted& e) {
+    report(e.what());
+    return 130;
+  } catch (const std::bad_alloc&) {
+    report("out of memory; use fewer descriptions at once or a smaller model");
+  } catch (const std::exception& e) {
+    report(e.what());
+  }
+  return 1;
+}
+
+Progress::Progress(std::string what, int64_t total, bool quiet)
+    : what_(std::move(what)), total_(total), quiet_(quiet), terminal_(isatty(STDERR_FILENO)) {}
+
+Progress::~Progress() {
+  if (!shown_) return;
+  line(done_, true);
+}
+
+void Progress::update(int64_t done) {
+  done_ = done;
+  const auto now = Clock::now();
+  if (quiet_ || now - begin_ < std::chrono::seconds(2)) return;
+  if (shown_ && now - last_ < (terminal_ ? std::chrono::milliseconds(100) : std::chrono::milliseconds(10000))) return;
+  last_ = now;
+  shown_ = true;
+  line(done, false);
+}
+
+void Progress::line(int64_t done, bool last) {
+  const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
+  const double left = done ? seconds * double(total_ - done) / double(done) : 0;
+  if (!terminal_) {
+    fmt::print(stderr, "{}: {} of {}, {:.0f} s\n", what_, done, total_, seconds);
+    return;
+  }
+  constexpr int kWidth = 32;
+  const int filled = total_ ? int(kWidth * done / total_) : kWidth;
+  fmt::print(stderr, "\r{} [{:#<{}}{:.<{}}] {}/{}  {:.0f} s left \x1b[K{}", what_, "", filled, "", kWidth - filled,
+             done, total_, left, last ? "\n" : "");
+  std::fflush(stderr);
+}
+
+}  // namespace t2l

@@ -1,0 +1,90 @@
+#!/usr/bin/env python3
+"""Writes the seeds of the fuzz targets: small valid files that reach every part of each parser.
+
+usage: make_fuzz_corpus.py tests/fuzz/corpus
+"""
+import io
+import json
+import pathlib
+import struct
+import sys
+import zipfile
+
+
+def safetensors(header, data):
+    text = header if isinstance(header, bytes) else json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return struct.pack("<Q", len(text)) + text + data
+
+
+def entry(dtype, shape, begin, end):
+    return {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
+
+
+def string(s):
+    return b"X" + struct.pack("<I", len(s)) + s
+
+
+ORDERED_DICT = b"ccollections\nOrderedDict\n)R"
+
+
+def tensor(storage, key, numel, offset, size, stride, parameter=False):
+    ints = lambda xs: b"(" + b"".join(b"J" + struct.pack("<i", x) for x in xs) + b"t"
+    call = (b"ctorch._utils\n_rebuild_tensor_v2\n((" + string(b"storage") + b"ctorch\n" + storage + b"\n" + string(key) +
+            string(b"cpu") + b"K" + bytes([numel]) + b"tQM" + struct.pack("<H", offset) + ints(size) + ints(stride) +
+            b"\x89" + ORDERED_DICT + b"tR")
+    return b"ctorch._utils\n_rebuild_parameter\n(" + call + b"\x88" + ORDERED_DICT + b"tR" if parameter else call
+
+
+def pickles():
+    yield b"\x80\x02" + ORDERED_DICT + b"q\x00(" + string(b"a") + tensor(b"FloatStorage", b"0", 16, 0, [2, 8], [8, 1]) + string(
+        b"b") + b"q\x01" + tensor(b"LongStorage", b"1", 8, 1, [3, 2], [1, 3]) + b"u}" + string(b"_metadata") + b"h\x00sb."
+    yield b"\x80\x02}r\x00\x00\x00\x00(" + string(b"p") + tensor(b"HalfStorage", b"0", 32, 4, [7], [2], True) + b"u."
+    yield b"\x80\x04\x95\x20\x00\x00\x00\x00\x00\x00\x00}\x94(\x8c\x01k\x94\x8c\x05posix\x94\x8c\x06system\x94\x93\x94\x8c\x02ls\x85R\x94u."
+    yield b"\x80\x02}(U\x01aN]K\x01a(NG" + struct.pack(">d", 1.5) + b"e\x8a\x02\xff\x7f)\x85\x86\x87\x8f(K\x02\x90u."
+
+
+def archive(pickle):
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as z:
+        for name, data in (("a/data.pkl", pickle), ("a/data/0", bytes(range(64))), ("a/data/1", bytes(64)), ("a/version", b"3\n")):
+            z.writestr(zipfile.ZipInfo(name), data)
+    return out.getvalue()
+
+
+def archive64(pickle):
+    """With a zip64 end of directory, as torch.save writes it."""
+    z = archive(pickle)
+    end = z[-22:]
+    count, size, start = struct.unpack("<HII", end[10:20])
+    end64 = struct.pack("<IQHHIIQQQQ", 0x06064b50, 44, 798, 45, 0, 0, count, count, size, start)
+    return z[:-22] + end64 + struct.pack("<IIQI", 0x07064b50, 0, len(z) - 22, 1) + end
+
+
+SEEDS = {
+    "safetensors": [
+        safetensors({"__metadata__": {"format": "pt"}, "a": entry("F32", [2, 1], 0, 8), "b": entry("BF16", [3], 8, 14)}, bytes(14)),
+        safetensors({"h": entry("F16", [], 0, 2), "l": entry("I64", [1], 8, 16), "z": entry("F64", [0, 2], 2, 2),
+                     "u": entry("U8", [2, 3], 2, 8), "i": entry("I32", [1], 16, 20)}, bytes(20)),
+        safetensors(b"{}", b""),
+    ],
+    "torch_archive": [b"\1" + p for p in pickles()] + [b"\0" + f(next(pickles())) for f in (archive, archive64)],
+    "json": [
+        b'{"a": 1.5e-3, "b": [true, false, null, -12, 18446744073709551615], "c": {"d": "\\u00e9\\ud83d\\ude00\\n"}}',
+        b'\xef\xbb\xbf[[[]], {}, "", 0]',
+        b'{"a": "1e-5"}',
+    ],
+    "yaml": [
+        b"a: 1\nb:\n- x\n- 'it''s'\n- \"\\u00e9\\x41\\n\"\nc: {d: [1, 2.5e-05, ~], e: yes}\nsave_freq: " + b"1" + b"0" * 100 + b"\n",
+        b"# comment\ntext: |\n  one\n  two\nfolded: >-\n  three\n  four\n? complex\n: value\n",
+        b"base: &x [1, 2]\ncopy: *x\n--- \nsecond: document\n",
+        b"%YAML 1.1\n---\na: !!str 1\n? [k]\n: v\n<<: {b: c}\n...\n",
+    ],
+}
+
+if __name__ == "__main__":
+    for target, seeds in SEEDS.items():
+        folder = pathlib.Path(sys.argv[1], target)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, seed in enumerate(seeds):
+            (folder / f"seed{i}").write_bytes(seed)
