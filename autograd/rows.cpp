@@ -35,7 +35,8 @@ Var gather_columns(const std::vector<std::pair<Var, Tensor>>& parts) {
   std::vector<std::pair<GradTarget, Tensor>> targets(parts.begin(), parts.end());
   return Tape::record(y, [targets](const Tensor& dy) {
     int64_t begin = 0;
-    for (auto& [target, ids] : targets) {
+    for (auto& [target, ids_of] : targets) {
+      const Tensor& ids = ids_of;  // a lambda cannot capture a binding
       target.write([&](Tensor& dx, bool accumulate) { backend(dy).scatter_rows(dx, dy, begin, ids, accumulate); });
       begin += target.shape[1];
     }

@@ -35,7 +35,8 @@ struct Lane {
 
 // b: [8 Tiles, depth], rows of ldb
 template <int Tiles>
-__device__ void multiply_rows(FragC (&c)[Tiles], const float* a, int lda, const float* b, int ldb, int depth, int cols) {
+__device__ void multiply_rows(FragC (&c)[Tiles], const float* a, int lda, const float* b, int ldb, int depth,
+                              int cols) {
   const Lane lane;
   for (int k = 0; k < depth; k += 4) {
     const auto a0 = Vec<float>::load(a + lane.g * lda + k), a1 = Vec<float>::load(a + (lane.g + 8) * lda + k);
@@ -118,27 +119,26 @@ template <class T, int Tiles>
 __device__ void store_shared(T* to, int ld, const FragC (&c)[Tiles]) {
   const Lane lane;
   T2L_UNROLL
-  for (int n = 0; n < Tiles; ++n)
-    T2L_UNROLL
-    for (int e = 0; e < 4; e += 2) {
-      const Vec<T, 2> pair{{T(c[n].r[e]), T(c[n].r[e + 1])}};
-      pair.store(to + lane.row(e) * ld + lane.column(n, e));
-    }
+  for (int n = 0; n < Tiles; ++n) T2L_UNROLL
+  for (int e = 0; e < 4; e += 2) {
+    const Vec<T, 2> pair{{T(c[n].r[e]), T(c[n].r[e + 1])}};
+    pair.store(to + lane.row(e) * ld + lane.column(n, e));
+  }
 }
 
 // to[row * ld + column] = c factor[row / 8], for the first `rows` rows of the warp's 16 and `dim` columns
 template <class T, int Tiles>
-__device__ void store_global(T* to, int64_t ld, const FragC (&c)[Tiles], int64_t rows, int dim, const float (&factor)[2]) {
+__device__ void store_global(T* to, int64_t ld, const FragC (&c)[Tiles], int64_t rows, int dim,
+                             const float (&factor)[2]) {
   const Lane lane;
   T2L_UNROLL
-  for (int n = 0; n < Tiles; ++n)
-    T2L_UNROLL
-    for (int e = 0; e < 4; e += 2)
-      if (lane.row(e) < rows && lane.column(n, e) < dim) {
-        const float f = factor[e / 2];
-        const Vec<T, 2> pair{{T(c[n].r[e] * f), T(c[n].r[e + 1] * f)}};
-        pair.store(to + lane.row(e) * ld + lane.column(n, e), 2);
-      }
+  for (int n = 0; n < Tiles; ++n) T2L_UNROLL
+  for (int e = 0; e < 4; e += 2)
+    if (lane.row(e) < rows && lane.column(n, e) < dim) {
+      const float f = factor[e / 2];
+      const Vec<T, 2> pair{{T(c[n].r[e] * f), T(c[n].r[e + 1] * f)}};
+      pair.store(to + lane.row(e) * ld + lane.column(n, e), 2);
+    }
 }
 
 // Rows [Rows, D] of a head to shared memory; zeros from row `rows` and column `dim` on.
@@ -236,13 +236,13 @@ constexpr size_t kForwardShared = sizeof(T) * ((Config<T, D>::kRows + 2 * Config
                                                Config<T, D>::kRows * Config<T, D>::kStrideX);
 
 template <class T, int D>
-__global__ void __launch_bounds__(Config<T, D>::kThreads)
+__global__ void __launch_bounds__(Config<T, D>::kThreads, 1)
     forward_kernel(T* o, float* lse, const T* q, const T* k, const T* v, Spans spans, Heads n) {
   using C = Config<T, D>;
-  T* const sq = dynamic_shared<T>();                     // [kRows, D]
-  T* const sk = sq + C::kRows * C::kStride;              // [kCols, D]
-  T* const sv = sk + C::kCols * C::kStride;              // [kCols, D]
-  T* const sp = sv + C::kCols * C::kStride;              // [kRows, kCols], each warp its own 16 rows
+  T* const sq = dynamic_shared<T>();         // [kRows, D]
+  T* const sk = sq + C::kRows * C::kStride;  // [kCols, D]
+  T* const sv = sk + C::kCols * C::kStride;  // [kCols, D]
+  T* const sp = sv + C::kCols * C::kStride;  // [kRows, kCols], each warp its own 16 rows
   const Piece piece = find_tile<false>(spans, blockIdx.x, C::kRows);
   if (piece.begin < piece.end) {
     const Lane lane;
@@ -272,25 +272,23 @@ __global__ void __launch_bounds__(Config<T, D>::kThreads)
       for (int h = 0; h < 2; ++h) {
         float highest = max[h];
         T2L_UNROLL
-        for (int i = 0; i < C::kCols / 8; ++i)
-          T2L_UNROLL
-          for (int e = 2 * h; e < 2 * h + 2; ++e) {
-            const int64_t at = key + lane.column(i, e);
-            const bool seen = at >= first[h] && at <= last[h];
-            s[i].r[e] = seen ? soften(s[i].r[e] * spans.scale, spans.softcap) : -INFINITY;
-            highest = fmaxf(highest, s[i].r[e]);
-          }
+        for (int i = 0; i < C::kCols / 8; ++i) T2L_UNROLL
+        for (int e = 2 * h; e < 2 * h + 2; ++e) {
+          const int64_t at = key + lane.column(i, e);
+          const bool seen = at >= first[h] && at <= last[h];
+          s[i].r[e] = seen ? soften(s[i].r[e] * spans.scale, spans.softcap) : -INFINITY;
+          highest = fmaxf(highest, s[i].r[e]);
+        }
         highest = quad_max(highest);
         const bool none = highest == -INFINITY;  // no key seen so far
         const float factor = none ? 1 : expf(max[h] - highest);
         float tile_sum = 0;
         T2L_UNROLL
-        for (int i = 0; i < C::kCols / 8; ++i)
-          T2L_UNROLL
-          for (int e = 2 * h; e < 2 * h + 2; ++e) {
-            s[i].r[e] = none ? 0 : expf(s[i].r[e] - highest);
-            tile_sum += s[i].r[e];
-          }
+        for (int i = 0; i < C::kCols / 8; ++i) T2L_UNROLL
+        for (int e = 2 * h; e < 2 * h + 2; ++e) {
+          s[i].r[e] = none ? 0 : expf(s[i].r[e] - highest);
+          tile_sum += s[i].r[e];
+        }
         sum[h] = sum[h] * factor + tile_sum;
         max[h] = highest;
         T2L_UNROLL
@@ -336,11 +334,12 @@ enum class Gradient { Q, K, V };
 // Block (tile of rows, head of q or of k): rows are queries for dq, keys for dk and dv; columns are the others.
 //   dq += dS K,   dk += dS^T Q,   dv += P^T dO
 template <class T, int D>
-constexpr size_t kBackwardShared = sizeof(T) * (2 * (Config<T, D>::kRows + Config<T, D>::kCols) * Config<T, D>::kStride +
-                                                Config<T, D>::kRows * Config<T, D>::kStrideX);
+constexpr size_t kBackwardShared = sizeof(T) *
+                                   (2 * (Config<T, D>::kRows + Config<T, D>::kCols) * Config<T, D>::kStride +
+                                    Config<T, D>::kRows * Config<T, D>::kStrideX);
 
 template <class T, int D, Gradient kOf>
-__global__ void __launch_bounds__(Config<T, D>::kThreads)
+__global__ void __launch_bounds__(Config<T, D>::kThreads, 1)
     backward_kernel(T* grad, const T* dout, const float* lse, const float* d, const T* q, const T* k, const T* v,
                     Spans spans, Heads n) {
   using C = Config<T, D>;
@@ -348,11 +347,11 @@ __global__ void __launch_bounds__(Config<T, D>::kThreads)
   constexpr int kQueries = kKeyRows ? C::kCols : C::kRows;
   __shared__ float s_lse[kQueries], s_d[kQueries];
   __shared__ int32_t s_first[kQueries], s_last[kQueries];
-  T* const row_qk = dynamic_shared<T>();                 // [kRows, D] of q, or of k
-  T* const row_dv = row_qk + C::kRows * C::kStride;      // [kRows, D] of do, or of v
-  T* const col_qk = row_dv + C::kRows * C::kStride;      // [kCols, D] of k, or of q
-  T* const col_dv = col_qk + C::kCols * C::kStride;      // [kCols, D] of v, or of do
-  T* const factor = col_dv + C::kCols * C::kStride;      // [kRows, kCols] of dS, dS^T or P^T, each warp its own 16 rows
+  T* const row_qk = dynamic_shared<T>();             // [kRows, D] of q, or of k
+  T* const row_dv = row_qk + C::kRows * C::kStride;  // [kRows, D] of do, or of v
+  T* const col_qk = row_dv + C::kRows * C::kStride;  // [kCols, D] of k, or of q
+  T* const col_dv = col_qk + C::kCols * C::kStride;  // [kCols, D] of v, or of do
+  T* const factor = col_dv + C::kCols * C::kStride;  // [kRows, kCols] of dS, dS^T or P^T, each warp its own 16 rows
   const Piece piece = find_tile<kKeyRows>(spans, blockIdx.x, C::kRows);
   if (piece.begin < piece.end) {
     const Lane lane;
@@ -398,20 +397,19 @@ __global__ void __launch_bounds__(Config<T, D>::kThreads)
         if (kOf != Gradient::V)
           multiply_rows(dp, row_dv + warp_row * C::kStride, C::kStride, col_dv, C::kStride, depth, C::kCols);
         T2L_UNROLL
-        for (int i = 0; i < C::kCols / 8; ++i)
-          T2L_UNROLL
-          for (int e = 0; e < 4; ++e) {
-            const int row = warp_row + lane.row(e), col = lane.column(i, e), query = kKeyRows ? col : row;
-            const int64_t key = kKeyRows ? piece.begin + row : column + col;
-            const bool seen = key >= s_first[query] && key <= s_last[query];
-            const float x = soften(s[i].r[e] * spans.scale, spans.softcap);
-            float value = seen ? expf(x - s_lse[query]) : 0;
-            if (kOf != Gradient::V) {
-              const float t = spans.softcap != 0 ? x / spans.softcap : 0;  // tanh, whose slope is 1 - tanh^2
-              value *= (dp[i].r[e] - s_d[query]) * spans.scale * (1 - t * t);
-            }
-            s[i].r[e] = value;
+        for (int i = 0; i < C::kCols / 8; ++i) T2L_UNROLL
+        for (int e = 0; e < 4; ++e) {
+          const int row = warp_row + lane.row(e), col = lane.column(i, e), query = kKeyRows ? col : row;
+          const int64_t key = kKeyRows ? piece.begin + row : column + col;
+          const bool seen = key >= s_first[query] && key <= s_last[query];
+          const float x = soften(s[i].r[e] * spans.scale, spans.softcap);
+          float value = seen ? expf(x - s_lse[query]) : 0;
+          if (kOf != Gradient::V) {
+            const float t = spans.softcap != 0 ? x / spans.softcap : 0;  // tanh, whose slope is 1 - tanh^2
+            value *= (dp[i].r[e] - s_d[query]) * spans.scale * (1 - t * t);
           }
+          s[i].r[e] = value;
+        }
         store_shared(factor + warp_row * C::kStrideX, C::kStrideX, s);
         __syncwarp();
         multiply_columns(sums, factor + warp_row * C::kStrideX, C::kStrideX, kOf == Gradient::V ? col_dv : col_qk,
@@ -455,8 +453,9 @@ void Cuda::attention_forward(Tensor& o, Tensor& lse, const Tensor& q, const Tens
   });
 }
 
-void Cuda::attention_backward(Tensor* dq, Tensor* dk, Tensor* dv, const Tensor& dout, const Tensor& o, const Tensor& lse,
-                              const Tensor& q, const Tensor& k, const Tensor& v, const AttentionSpans& spans) {
+void Cuda::attention_backward(Tensor* dq, Tensor* dk, Tensor* dv, const Tensor& dout, const Tensor& o,
+                              const Tensor& lse, const Tensor& q, const Tensor& k, const Tensor& v,
+                              const AttentionSpans& spans) {
   const Spans s(spans);
   const Tensor d = Tensor::empty(lse.shape(), DType::F32, Device::CUDA);
   for (Tensor* grad : {dk, dv})

@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kThreads)
     if (accumulate) low = V::load(y + at, left), high = V::load(y + at + half, left);
     T2L_UNROLL
     for (int k = 0; k < N; ++k) {
-      const float u = float(a[k]) * c[k] - sign * float(b[k]) * s[k], v = float(b[k]) * c[k] + sign * float(a[k]) * s[k];
+      const float u = float(a[k]) * c[k] - sign * float(b[k]) * s[k],
+                  v = float(b[k]) * c[k] + sign * float(a[k]) * s[k];
       low[k] = T(accumulate ? float(low[k]) + u : u);
       high[k] = T(accumulate ? float(high[k]) + v : v);
     }

@@ -31,8 +31,8 @@ __device__ void put(T* y, const Vec<X, N>& x, float factor, int64_t left, bool a
 }
 
 template <class T>
-__global__ void __launch_bounds__(kThreads) gather_kernel(T* y, const T* x, const int32_t* ids, int64_t n, int64_t width,
-                                                          int64_t cols, bool accumulate) {
+__global__ void __launch_bounds__(kThreads)
+    gather_kernel(T* y, const T* x, const int32_t* ids, int64_t n, int64_t width, int64_t cols, bool accumulate) {
   for_vectors<kWidth<T>>(n, cols, [&](int64_t i, int64_t j, int64_t left) {
     put(y + i * width + j, Vec<T>::load(x + ids[i] * cols + j, left), 1, left, accumulate);
   });
@@ -126,8 +126,8 @@ __global__ void __launch_bounds__(32 * kMeanWarps)
 
 template <class T>
 __global__ void __launch_bounds__(kThreads)
-    segment_mean_backward_kernel(T* dx, const T* dy, const int32_t* offsets, int64_t samples, int64_t rows, int64_t cols,
-                                 bool accumulate) {
+    segment_mean_backward_kernel(T* dx, const T* dy, const int32_t* offsets, int64_t samples, int64_t rows,
+                                 int64_t cols, bool accumulate) {
   for_vectors<kWidth<T>>(rows, cols, [&](int64_t i, int64_t j, int64_t left) {
     int64_t s = 0, end = samples + 1;  // becomes the number of offsets <= i
     while (s < end) {

@@ -390,38 +390,22 @@ Value Machine::run() {
       case ']':
       case 0x8f: push_list(Value::List, {}); break;  // EMPTY_LIST, EMPTY_SET
       case '}': push_list(Value::Dict, {}); break;
-      case 'a': {
-        const Value v = pop();
-        append(Value::List, {v});
-        break;
-      }
+      case 'a': append(Value::List, pop_tuple(1)); break;
+      case 's': append(Value::Dict, pop_tuple(2)); break;
       case 'e':
-      case 0x90: {
-        const auto more = pop_to_mark();
-        append(Value::List, more);
-        break;
-      }  // APPENDS, ADDITEMS
-      case 's': {
-        const auto more = pop_tuple(2);
-        append(Value::Dict, more);
-        break;
-      }
-      case 'u': {
-        const auto more = pop_to_mark();
-        append(Value::Dict, more);
-        break;
-      }
+      case 0x90: append(Value::List, pop_to_mark()); break;  // APPENDS, ADDITEMS
+      case 'u': append(Value::Dict, pop_to_mark()); break;
       case 'q': memoize(number<uint8_t>()); break;
       case 'r': memoize(number<uint32_t>()); break;
       case 0x94: memoize(uint32_t(memo_.size())); break;  // MEMOIZE
       case 'h': recall(number<uint8_t>()); break;
       case 'j': recall(number<uint32_t>()); break;
       case 'c':
-      case 'i': {
+      case 'i': {  // GLOBAL, INST
         const auto module = line();
         global(module, line());
         break;
-      }             // GLOBAL, INST
+      }
       case 0x93: {  // STACK_GLOBAL
         const auto names = pop_tuple(2);
         global(names[0].text, names[1].text);

@@ -12,6 +12,7 @@
 
 #include "t2l/task_embedding.h"
 #include "tensor/allocator.h"
+#include "tests/golden_files.h"
 #include "transformer/model_lookup.h"
 
 namespace t2l {
@@ -20,13 +21,9 @@ namespace {
 namespace fs = std::filesystem;
 using Values = std::vector<float>;
 
-const fs::path kRoot = fs::absolute(__FILE__).parent_path().parent_path();
-const std::string kGolden = (kRoot / "tests/golden/encoders").string();
+const std::string kGolden = "tests/golden/encoders";
 
-fs::path shared() {
-  const char* given = std::getenv("T2L_SHARED");
-  return (given ? fs::path(given) : kRoot.parent_path() / "shared") / "golden/encoders";
-}
+fs::path shared() { return fs::path(test::shared_folder()) / "golden/encoders"; }
 
 void skip(const std::string& why) { WARN("skipped: " + why); }
 

@@ -466,11 +466,12 @@ TEST_CASE("PyTorch checkpoint round trip", "[formats]") {
 }
 
 TEST_CASE("a checkpoint's tensors may be views and parameters", "[formats]") {
-  const auto file = parse_pt(pt(dict_of(text("t") + tensor(storage(), 1, {3, 2}, {1, 4}) + text("view") +
-                                        tensor(storage(), 4, {2, 3}, {3, 1}) + text("p") +
-                                        "ctorch._utils\n_rebuild_parameter\n(" + tensor(storage(), 0, {}, {}) + "\x88" +
-                                        kDict + "tR" + text("l") + tensor(storage("LongStorage", 8), 0, {0}, {1}) +
-                                        text("h") + tensor(storage("HalfStorage", 32), 30, {2}, {1}))));
+  const std::string bytes = pt(dict_of(text("t") + tensor(storage(), 1, {3, 2}, {1, 4}) + text("view") +
+                                       tensor(storage(), 4, {2, 3}, {3, 1}) + text("p") +
+                                       "ctorch._utils\n_rebuild_parameter\n(" + tensor(storage(), 0, {}, {}) + "\x88" +
+                                       kDict + "tR" + text("l") + tensor(storage("LongStorage", 8), 0, {0}, {1}) +
+                                       text("h") + tensor(storage("HalfStorage", 32), 30, {2}, {1})));
+  const auto file = parse_pt(bytes);
   file.verify();
   CHECK(file.names() == std::vector<std::string>{"t", "view", "p", "l", "h"});
   CHECK(file.get("t").to_vector<float>() == std::vector<float>{1, 5, 2, 6, 3, 7});

@@ -83,14 +83,16 @@ struct Stored {
   void set(int64_t r, int64_t c, float x) { dtype == DType::F32 ? void(f[r * ld + c] = x) : void(h[r * ld + c] = x); }
   float get(int64_t r, int64_t c) const { return dtype == DType::F32 ? f[r * ld + c] : float(h[r * ld + c]); }
   void* data() { return dtype == DType::F32 ? static_cast<void*>(f.data()) : h.data(); }
+  const void* data() const { return dtype == DType::F32 ? static_cast<const void*>(f.data()) : h.data(); }
   bool padding_untouched() const {
     for (int64_t r = 0; r + 1 < rows; ++r)
       for (int64_t c = cols; c < ld; ++c)
         if (!std::isnan(get(r, c))) return false;
     return true;
   }
-  bool operator==(const Stored& o) const {
-    return std::memcmp(f.data(), o.f.data(), f.size() * 4) == 0 && std::memcmp(h.data(), o.h.data(), h.size() * 2) == 0;
+  bool operator==(const Stored& o) const {  // in bits
+    const size_t bytes = size_t((rows - 1) * ld + cols) * size_of(dtype);
+    return std::memcmp(data(), o.data(), bytes) == 0;
   }
 };
 

@@ -58,13 +58,15 @@ std::string complaint(const Tokenizer& t, const std::string& text, const Json& r
   Ids all = prefix;
   all.insert(all.end(), ids.begin(), ids.end());
   all.insert(all.end(), suffix.begin(), suffix.end());
-  if (t.encode(text, false) != ids) return fmt::format("'{}': ids {}, not {}", text, Json(t.encode(text, false)).dump(), Json(ids).dump());
+  if (t.encode(text, false) != ids)
+    return fmt::format("'{}': ids {}, not {}", text, Json(t.encode(text, false)).dump(), Json(ids).dump());
   if (t.encode(text) != all) return fmt::format("'{}' with special tokens: {}", text, Json(t.encode(text)).dump());
   for (const bool skip : {true, false}) {
     const char* key = skip ? "decoded" : "decoded_all";
     if (!row.contains(key) && !(skip && implied)) continue;
     const std::string expected = row.value(key, text);
-    if (t.decode(all, skip) != expected) return fmt::format("'{}' decodes to '{}', not '{}'", text, t.decode(all, skip), expected);
+    if (t.decode(all, skip) != expected)
+      return fmt::format("'{}' decodes to '{}', not '{}'", text, t.decode(all, skip), expected);
     if (stream(t, all, skip) != expected) return fmt::format("'{}' streams as '{}'", expected, stream(t, all, skip));
   }
   return {};
@@ -80,7 +82,8 @@ void check_pairs(const Tokenizer& t, const Json& row) {
 // {"tokenizer", "cases": as for complaint(), "pairs", "truncated": [{text, max_length, left, ids}]}
 struct Golden {
   explicit Golden(const std::string& name)
-      : json(parse_json(read_text_file((repository() / "tests/golden" / ("tokenizer_" + name + ".json")).string()), name)),
+      : json(parse_json(read_text_file((repository() / "tests/golden" / ("tokenizer_" + name + ".json")).string()),
+                        name)),
         tokenizer(Tokenizer::parse(json.at("tokenizer").dump(), name)) {}
   Json json;
   Tokenizer tokenizer;
@@ -108,14 +111,17 @@ std::string refusal(const Json& json) {
 TEST_CASE("tokenizers give the library's ids, types, and text", "[tokenizer]") {
   for (const std::string& form : forms) {
     const Golden golden(form);
-    for (const Json& row : golden.json.at("cases")) CHECK(complaint(golden.tokenizer, row.at("text"), row, false) == "");
+    for (const Json& row : golden.json.at("cases"))
+      CHECK(complaint(golden.tokenizer, row.at("text"), row, false) == "");
     for (const Json& row : golden.json.at("pairs")) check_pairs(golden.tokenizer, row);
     for (const Json& row : golden.json.at("truncated")) {
       CAPTURE(form, row.dump());
       const Truncation t{row.at("max_length"), row.at("left")};
       const std::string text = row.at("text");
       CHECK(golden.tokenizer.encode(text, true, t) == row.at("ids").get<Ids>());
-      if (row.contains("pair")) CHECK(golden.tokenizer.encode_pair(text, row.at("pair").get<std::string>(), true, t).ids == row.at("pair_ids").get<Ids>());
+      if (row.contains("pair"))
+        CHECK(golden.tokenizer.encode_pair(text, row.at("pair").get<std::string>(), true, t).ids ==
+              row.at("pair_ids").get<Ids>());
     }
   }
 }
@@ -143,8 +149,12 @@ TEST_CASE("truncation must leave room for special tokens", "[tokenizer]") {
 TEST_CASE("invalid UTF-8 reads as U+FFFD, one for each maximal part", "[tokenizer]") {
   for (const std::string& form : forms) {
     const Tokenizer t = Golden(form).tokenizer;
-    for (const auto& [broken, mended] : {std::pair("a\xFFz", "a\uFFFDz"), {"\xE2\x82", "\uFFFD"}, {"\xE2\x82x\xC0\xAF", "\uFFFDx\uFFFD\uFFFD"},
-                                        {"\xED\xA0\x80", "\uFFFD\uFFFD\uFFFD"}, {"\xF0\x9F\x98 \x80", "\uFFFD \uFFFD"}, {"\xF4\x90\x80\x80", "\uFFFD\uFFFD\uFFFD\uFFFD"}}) {
+    for (const auto& [broken, mended] : {std::pair("a\xFFz", "a\uFFFDz"),
+                                         {"\xE2\x82", "\uFFFD"},
+                                         {"\xE2\x82x\xC0\xAF", "\uFFFDx\uFFFD\uFFFD"},
+                                         {"\xED\xA0\x80", "\uFFFD\uFFFD\uFFFD"},
+                                         {"\xF0\x9F\x98 \x80", "\uFFFD \uFFFD"},
+                                         {"\xF4\x90\x80\x80", "\uFFFD\uFFFD\uFFFD\uFFFD"}}) {
       CHECK(t.encode(broken) == t.encode(mended));
     }
   }
@@ -184,7 +194,11 @@ TEST_CASE("merges across words are found", "[tokenizer]") {
   // Without such merges, text that comes in one piece is merged and cached word by word.
   const auto ids = [](const std::vector<std::string>& merges, const std::string& text) {
     Json json = Json::parse(R"({"normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}})");
-    json["model"] = {{"type", "BPE"}, {"merges", merges}, {"vocab", {{"\u2581", 0}, {"a", 1}, {"b", 2}, {"\u2581b", 3}, {"a\u2581b", 4}, {"a\u2581", 5}, {"\u2581\u2581", 6}}}};
+    json["model"] = {
+        {"type", "BPE"},
+        {"merges", merges},
+        {"vocab",
+         {{"\u2581", 0}, {"a", 1}, {"b", 2}, {"\u2581b", 3}, {"a\u2581b", 4}, {"a\u2581", 5}, {"\u2581\u2581", 6}}}};
     return Tokenizer::parse(json.dump(), "x").encode(text);
   };
   CHECK(ids({}, "a b") == Ids{1, 0, 2});
@@ -197,7 +211,8 @@ TEST_CASE("merges across words are found", "[tokenizer]") {
 TEST_CASE("long texts of one word take linear time", "[tokenizer]") {
   for (const std::string& form : forms) {
     const Tokenizer t = Golden(form).tokenizer;
-    for (const std::string unit : {"a", " ", "\n", "\xE2\x96\x81", "ab ", "1", "!", "\xF0\x9F\xA6\x8A", "<s>", "<left>", "\xCC\x81"}) {
+    for (const std::string unit :
+         {"a", " ", "\n", "\xE2\x96\x81", "ab ", "1", "!", "\xF0\x9F\xA6\x8A", "<s>", "<left>", "\xCC\x81"}) {
       std::string text;
       while (text.size() < 200'000) text += unit;
       CHECK(t.encode(text, false).size() <= text.size() * 3);
@@ -246,7 +261,10 @@ TEST_CASE("a tokenizer.json that lies is refused in one line", "[tokenizer]") {
   const Json cls = {{"SpecialToken", {{"id", "C"}, {"type_id", 0}}}}, a = {{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
              b = {{"Sequence", {{"id", "B"}, {"type_id", 1}}}};
   const auto with_template = [&](Json single, Json ids) {
-    return with("/post_processor", {{"type", "TemplateProcessing"}, {"single", single}, {"pair", {a, b}}, {"special_tokens", {{"C", {{"id", "C"}, {"ids", ids}}}}}});
+    return with("/post_processor", {{"type", "TemplateProcessing"},
+                                    {"single", single},
+                                    {"pair", {a, b}},
+                                    {"special_tokens", {{"C", {{"id", "C"}, {"ids", ids}}}}}});
   };
   CHECK(refusal(with_template({cls, a}, {0})) == "");
 
@@ -272,7 +290,8 @@ TEST_CASE("a tokenizer.json that lies is refused in one line", "[tokenizer]") {
       {with("/pre_tokenizer", {{"type", "ByteLevel"}}), "ByteLevel"},
       {with("/normalizer", {{"type", "Precompiled"}}), "Precompiled"},
       {with("/normalizer", {{"type", "Sequence"}}), "normalizers"},
-      {with("/normalizer", {{"type", "Sequence"}, {"normalizers", std::vector<Json>(65, {{"type", "NFC"}})}}), "at most 64"},
+      {with("/normalizer", {{"type", "Sequence"}, {"normalizers", std::vector<Json>(65, {{"type", "NFC"}})}}),
+       "at most 64"},
       {with("/normalizer", {{"type", "Replace"}, {"pattern", {{"String", ""}}}, {"content", "x"}}), "empty"},
       {with("/decoder", {{"type", "CTC"}}), "CTC"},
       {with("/decoder", {{"type", "Strip"}, {"content", "ab"}, {"start", 0}, {"stop", 0}}), "one character"},
@@ -342,7 +361,8 @@ TEST_CASE("tokenizers: golden sets", "[tokenizer][shared]") {
   for (const auto& folder : fs::directory_iterator(root)) {
     if (!folder.is_directory()) continue;
     const std::string name = folder.path().filename();
-    const char* minilm = std::getenv("T2L_MINILM");  // the directory of the real all-MiniLM-L6-v2, which holds its tokenizer.json
+    const char* minilm =
+        std::getenv("T2L_MINILM");  // the directory of the real all-MiniLM-L6-v2, which holds its tokenizer.json
     const fs::path from = name == "minilm" ? fs::path(minilm ? minilm : "") : folder.path();
     if (!fs::exists(from / "tokenizer.json")) {
       skip(name + " (set T2L_MINILM to its directory)");
@@ -380,7 +400,8 @@ TEST_CASE("tokenizers: pairs are truncated as in the official training code", "[
     Ids expected = row.at("ids");
     if (!row.at("is_intx_model").get<bool>()) expected = Ids(expected.begin() + 1, expected.end() - 1);
     const Truncation cut{row.at("inp_max_len").get<size_t>(), true};
-    CHECK(t.encode_pair(row.at("prompt").get<std::string>(), row.at("response").get<std::string>(), false, cut).ids == expected);
+    CHECK(t.encode_pair(row.at("prompt").get<std::string>(), row.at("response").get<std::string>(), false, cut).ids ==
+          expected);
   }
 }
 

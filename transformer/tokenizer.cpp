@@ -37,7 +37,8 @@ Template read_template(const Object& json, const char* key, int texts) {
       const Json* ids = tokens.find("ids");
       if (!ids || !ids->is_array() || ids->size() > max_parts) fail("{}: 'ids' must be a short list", tokens.where());
       for (const Json& x : *ids) {
-        if (!x.is_number_unsigned() || x.get<uint64_t>() > max_token_id) fail("{}: 'ids' must hold token ids", tokens.where());
+        if (!x.is_number_unsigned() || x.get<uint64_t>() > max_token_id)
+          fail("{}: 'ids' must hold token ids", tokens.where());
         to.ids.push_back(x.get<int32_t>());
       }
     } else {
@@ -53,7 +54,8 @@ Template read_template(const Object& json, const char* key, int texts) {
 // ["[SEP]", 102]
 int32_t read_token_pair(const Object& json, const char* key) {
   const Json* pair = json.find(key);
-  if (!pair || !pair->is_array() || pair->size() != 2 || !(*pair)[1].is_number_unsigned() || (*pair)[1] > max_token_id) {
+  if (!pair || !pair->is_array() || pair->size() != 2 || !(*pair)[1].is_number_unsigned() ||
+      (*pair)[1] > max_token_id) {
     fail("{}: '{}' must be a token and its id", json.where(), key);
   }
   return (*pair)[1].get<int32_t>();
@@ -120,8 +122,8 @@ std::span<const int32_t> cut(std::span<const int32_t> ids, size_t length, bool l
   return left ? ids.last(length) : ids.first(length);
 }
 
-// The white space that ends at, or begins at, a place of a text. Remembers the last run, so that a file whose added tokens
-// are white space costs linear time.
+// The white space that ends at, or begins at, a place of a text. Remembers the last run, so that a file whose added
+// tokens are white space costs linear time.
 class SpaceRuns {
  public:
   explicit SpaceRuns(std::string_view text) : text_(text) {}
@@ -223,17 +225,20 @@ void Tokenizer::Parts::read_vocabulary(const Object& json) {
   }
 }
 
-// The library numbers added tokens itself: a token in the vocabulary keeps its id, any other gets the next one. A file that
-// says otherwise was not written by it, and whoever wrote it expects embeddings in other rows: refused.
+// The library numbers added tokens itself: a token in the vocabulary keeps its id, any other gets the next one. A file
+// that says otherwise was not written by it, and whoever wrote it expects embeddings in other rows: refused.
 void Tokenizer::Parts::read_added_tokens(const Object& json) {
   const auto vocabulary_size = static_cast<int32_t>(vocabulary.size());
   int32_t largest = -1;
   std::vector<bool> seen;  // by id
   for (const Object& item : json.has("added_tokens") ? objects(json, "added_tokens") : std::vector<Object>()) {
     const std::string content = item.get_string("content");
-    if (content.empty() || content.size() > max_token_bytes) fail("{}: 'content' has {} bytes", item.where(), content.size());
+    if (content.empty() || content.size() > max_token_bytes)
+      fail("{}: 'content' has {} bytes", item.where(), content.size());
     const auto known = vocabulary.find(content);
-    const int32_t id = known != vocabulary.end() ? known->second : largest >= vocabulary_size ? largest + 1 : vocabulary_size;
+    const int32_t id = known != vocabulary.end()    ? known->second
+                       : largest >= vocabulary_size ? largest + 1
+                                                    : vocabulary_size;
     if (item.get_int("id", 0, max_token_id) != id) {
       fail("{}: '{}' has the id {} but would get {}; renumber the added tokens", item.where(), printable(content),
            item.get_int("id"), id);
@@ -253,7 +258,8 @@ void Tokenizer::Parts::read_added_tokens(const Object& json) {
     if (is_normalized) normalize(text);
     if (text.size() > max_token_bytes) fail("{}: 'content' has {} bytes when normalized", item.where(), text.size());
     (is_normalized ? normalized : raw).insert(text, static_cast<int32_t>(added.size()));
-    added.push_back({id, item.get_bool_or("lstrip", false), item.get_bool_or("rstrip", false), item.get_bool_or("single_word", false)});
+    added.push_back({id, item.get_bool_or("lstrip", false), item.get_bool_or("rstrip", false),
+                     item.get_bool_or("single_word", false)});
   }
   special.resize(tokens.size());
 }
@@ -265,8 +271,9 @@ void Tokenizer::Parts::normalize(std::string& text) const {
   }
 }
 
-// Calls on_token(id) for the added tokens in `text`, leftmost first and the longest there, and on_text(begin, end) for what
-// lies between. White space a token strips is nobody's text; a token found inside it still counts, as in the library.
+// Calls on_token(id) for the added tokens in `text`, leftmost first and the longest there, and on_text(begin, end) for
+// what lies between. White space a token strips is nobody's text; a token found inside it still counts, as in the
+// library.
 template <class OnText, class OnToken>
 void Tokenizer::Parts::cut_out(std::string_view text, const Trie& found, OnText on_text, OnToken on_token) const {
   size_t done = 0;
@@ -317,7 +324,8 @@ std::vector<int32_t> Tokenizer::Parts::encode(std::string_view text) const {
         cut_out(
             segment, normalized,
             [&](size_t b, size_t e) {
-              pre_tokenizers.run({segment.substr(b, e - b), begin == 0 && b == 0}, [&](Piece piece) { model->encode(piece.text, ids); });
+              pre_tokenizers.run({segment.substr(b, e - b), begin == 0 && b == 0},
+                                 [&](Piece piece) { model->encode(piece.text, ids); });
             },
             on_token);
       },
@@ -328,7 +336,8 @@ std::vector<int32_t> Tokenizer::Parts::encode(std::string_view text) const {
 Tokenizer Tokenizer::load(const std::string& dir_or_file) {
   namespace fs = std::filesystem;
   std::error_code ignored;
-  const std::string path = fs::is_directory(dir_or_file, ignored) ? (fs::path(dir_or_file) / "tokenizer.json").string() : dir_or_file;
+  const std::string path =
+      fs::is_directory(dir_or_file, ignored) ? (fs::path(dir_or_file) / "tokenizer.json").string() : dir_or_file;
   return parse(read_text_file(path), path);
 }
 
@@ -344,7 +353,8 @@ std::vector<int32_t> Tokenizer::encode(std::string_view text, bool add_special_t
   return fill(pieces, add_special_tokens, {cut(ids, most, truncation.left)}).ids;
 }
 
-Encoding Tokenizer::encode_pair(std::string_view a, std::string_view b, bool add_special_tokens, Truncation truncation) const {
+Encoding Tokenizer::encode_pair(std::string_view a, std::string_view b, bool add_special_tokens,
+                                Truncation truncation) const {
   const Template& pieces = parts_->post_processor.pair;
   const size_t most = room(pieces, add_special_tokens, truncation);
   const std::vector<int32_t> ids[2] = {parts_->encode(a), parts_->encode(b)};
@@ -355,7 +365,8 @@ Encoding Tokenizer::encode_pair(std::string_view a, std::string_view b, bool add
     shorter_length = std::min(shorter_length, most / 2);
     length[longer] = most - shorter_length;
   }
-  return fill(pieces, add_special_tokens, {cut(ids[0], length[0], truncation.left), cut(ids[1], length[1], truncation.left)});
+  return fill(pieces, add_special_tokens,
+              {cut(ids[0], length[0], truncation.left), cut(ids[1], length[1], truncation.left)});
 }
 
 std::string Tokenizer::decode(std::span<const int32_t> ids, bool skip_special_tokens) const {
@@ -388,8 +399,8 @@ bool Tokenizer::is_special(int32_t id) const { return token(id) && parts_->speci
 size_t Tokenizer::vocab_size() const { return parts_->tokens.size(); }
 
 // Decoding the tokens held back together with those before them tells what they add in context (a space before a word,
-// nothing stripped). It is certain unless it ends in U+FFFD, perhaps half a character, or in a byte token: the run of such
-// tokens is text only if all of it is valid.
+// nothing stripped). It is certain unless it ends in U+FFFD, perhaps half a character, or in a byte token: the run of
+// such tokens is text only if all of it is valid.
 std::string StreamDecoder::feed(int32_t id) {
   const std::string* token = tokenizer_.token(id);
   if (!token || (skip_special_tokens_ && tokenizer_.is_special(id))) return {};

@@ -33,8 +33,8 @@ class Tokenizer {
   static Tokenizer load(const std::string& dir_or_file);
   static Tokenizer parse(std::string_view json, const std::string& name);
 
-  // Invalid UTF-8 is read as U+FFFD. Error if max_length leaves no room for the special tokens, if the text is longer than
-  // 256 MiB, or if one of the file's regular expressions takes exponential time on it.
+  // Invalid UTF-8 is read as U+FFFD. Error if max_length leaves no room for the special tokens, if the text is longer
+  // than 256 MiB, or if one of the file's regular expressions takes exponential time on it.
   std::vector<int32_t> encode(std::string_view text, bool add_special_tokens = true, Truncation truncation = {}) const;
   // Two texts, cut together: the longer one first, then both to half of max_length (the longer one keeps an odd token).
   Encoding encode_pair(std::string_view a, std::string_view b, bool add_special_tokens = true,
@@ -54,8 +54,8 @@ class Tokenizer {
   std::shared_ptr<const Parts> parts_;
 };
 
-// Decodes token by token. What feed() and finally finish() return, put together, is decode() of all ids; text is held back
-// while a further token can change it, so no character is ever split.
+// Decodes token by token. What feed() and finally finish() return, put together, is decode() of all ids; text is held
+// back while a further token can change it, so no character is ever split.
 class StreamDecoder {
  public:
   explicit StreamDecoder(Tokenizer tokenizer, bool skip_special_tokens = true)

@@ -1,6 +1,7 @@
 // The models: text pieces to ids.
-//   WordPiece  greedy from the left, the longest token first, "##" before what continues a word; one [UNK] where none fits.
-//   BPE        characters (or bytes), then again and again the adjacent pair of lowest rank, leftmost first, is merged.
+//   WordPiece  greedy from the left, the longest token first, "##" before what continues a word; one [UNK] where none
+//   fits. BPE        characters (or bytes), then again and again the adjacent pair of lowest rank, leftmost first, is
+//   merged.
 #include <algorithm>
 #include <atomic>
 #include <cstring>
@@ -57,8 +58,8 @@ namespace {
 
 // --------------------------------------------------------------------------------------------------------- word cache
 
-// Language repeats itself: nearly all words of a text were seen before. A direct-mapped cache for each thread keeps the ids
-// of short words; 2^14 slots of one cache line (1 MiB) hit 97% of the words of English text.
+// Language repeats itself: most words of a text were seen before. A direct-mapped cache for each thread keeps the ids
+// of short words, one to a cache line. (2^14 slots, 1 MiB, encode English a little faster than 2^12 or 2^13.)
 class CachedModel : public TokenizerModel {
  protected:
   virtual void encode_word(std::string_view word, std::vector<int32_t>& ids) const = 0;
@@ -194,7 +195,9 @@ class MergeTable {
 
  private:
   static constexpr uint64_t none = ~uint64_t{0};
-  static uint64_t key(int32_t left, int32_t right) { return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right); }
+  static uint64_t key(int32_t left, int32_t right) {
+    return uint64_t{static_cast<uint32_t>(left)} << 32 | static_cast<uint32_t>(right);
+  }
   size_t slot(uint64_t pair) const {
     uint64_t h = pair * 0x9E3779B97F4A7C15u;
     h = (h ^ h >> 32) * 0xD6E8FEB86659FD93u;
@@ -251,7 +254,9 @@ class Bpe : public CachedModel {
   };
   struct Candidate {
     int32_t rank, left, id;  // left: index of the left symbol
-    bool operator<(const Candidate& o) const { return rank != o.rank ? rank > o.rank : left > o.left; }  // lowest on top
+    bool operator<(const Candidate& o) const {
+      return rank != o.rank ? rank > o.rank : left > o.left;
+    }  // lowest on top
   };
 
   void read_symbols(const Object& json, const Vocabulary& vocabulary) {
@@ -272,7 +277,8 @@ class Bpe : public CachedModel {
         bytes_[b] = found == characters_.end() ? -1 : found->second;
         complete = complete && bytes_[b] >= 0;
       }
-      if (fallback && !complete) fail("{}: 'byte_fallback' with a byte-level vocabulary that lacks bytes is not supported", json.where());
+      if (fallback && !complete)
+        fail("{}: 'byte_fallback' with a byte-level vocabulary that lacks bytes is not supported", json.where());
       if (complete) return;
     }
     if (json.has("unk_token")) unknown_ = unknown_token(json, "", vocabulary);
@@ -291,12 +297,13 @@ class Bpe : public CachedModel {
         return {line.substr(0, space), line.substr(space + 1)};
       }
     }
-    fail("{}: 'merges' must hold pairs of tokens, not {}", json.where(), printable(item.dump(-1, ' ', false, Json::error_handler_t::replace)));
+    fail("{}: 'merges' must hold pairs of tokens, not {}", json.where(),
+         printable(item.dump(-1, ' ', false, Json::error_handler_t::replace)));
   }
 
-  // Also finds out whether words separate: whether no merge joins a token that does not end in U+2581 with one that begins
-  // with it. What lies on both sides of such a place is then merged independently, and can be cached word by word, although
-  // the pre-tokenizer (of Llama-2, Mistral, Gemma) leaves the whole text in one piece.
+  // Also finds out whether words separate: whether no merge joins a token that does not end in U+2581 with one that
+  // begins with it. What lies on both sides of such a place is then merged independently, and can be cached word by
+  // word, although the pre-tokenizer (of Llama-2, Mistral, Gemma) leaves the whole text in one piece.
   void read_merges(const Object& json, const Vocabulary& vocabulary) {
     words_separate_ = !byte_level_ && characters_.count(0x2581);
     const Json* merges = json.find("merges");
@@ -316,8 +323,9 @@ class Bpe : public CachedModel {
     }
   }
 
-  // A character outside the vocabulary becomes its byte tokens if all of them exist, else the unknown token, else nothing.
-  // As in the library an unknown token waits until the next character that is in the vocabulary: byte tokens overtake it.
+  // A character outside the vocabulary becomes its byte tokens if all of them exist, else the unknown token, else
+  // nothing. As in the library an unknown token waits until the next character that is in the vocabulary: byte tokens
+  // overtake it.
   void read_characters(std::string_view word, std::vector<Symbol>& symbols) const {
     bool waiting = false;
     const auto add = [&](int32_t id) {
@@ -340,7 +348,8 @@ class Bpe : public CachedModel {
       if (id >= 0) {
         flush();
         add(id);
-      } else if (!byte_level_ && std::all_of(character.begin(), character.end(), [&](char c) { return bytes_[static_cast<uint8_t>(c)] >= 0; })) {
+      } else if (!byte_level_ && std::all_of(character.begin(), character.end(),
+                                             [&](char c) { return bytes_[static_cast<uint8_t>(c)] >= 0; })) {
         for (const char c : character) add(bytes_[static_cast<uint8_t>(c)]);
       } else if (unknown_) {
         if (!fuse_unknown_) flush();
@@ -361,7 +370,8 @@ class Bpe : public CachedModel {
     std::priority_queue<Candidate> queue;
     const auto propose = [&](int32_t left) {
       if (left < 0 || symbols[left].next < 0) return;
-      if (const auto* m = merges_.find(symbols[left].id, symbols[symbols[left].next].id)) queue.push({m->rank, left, m->id});
+      if (const auto* m = merges_.find(symbols[left].id, symbols[symbols[left].next].id))
+        queue.push({m->rank, left, m->id});
     };
     for (int32_t i = 0; i < static_cast<int32_t>(symbols.size()); ++i) propose(i);
     while (!queue.empty()) {

@@ -70,7 +70,9 @@ Pattern match_string(const std::string& needle) {
 }
 
 Pattern match_regex(const std::string& pattern) {
-  return [regex = Regex(pattern)](std::string_view text, size_t from, Match& match) { return regex.find(text, from, match); };
+  return [regex = Regex(pattern)](std::string_view text, size_t from, Match& match) {
+    return regex.find(text, from, match);
+  };
 }
 
 // {"String": "..."} or {"Regex": "..."}
@@ -87,8 +89,8 @@ Pattern make_pattern(const Object& json) {
   }
 }
 
-// Calls f(begin, end, matched) for the stretches of `text`, in order: matches and what lies between them. An empty match right
-// behind another one is none: the search goes on a character further (as Oniguruma's iterator does).
+// Calls f(begin, end, matched) for the stretches of `text`, in order: matches and what lies between them. An empty
+// match right behind another one is none: the search goes on a character further (as Oniguruma's iterator does).
 template <class F>
 void for_stretches(std::string_view text, const Pattern& pattern, F&& f) {
   size_t done = 0;
@@ -113,7 +115,9 @@ enum class Behavior { Removed, Isolated, MergedWithPrevious, MergedWithNext, Con
 // Hands on the stretches of a piece, matches treated as `behavior` says ("a--b" at each "-"):
 // Removed a b; Isolated a - - b; MergedWithPrevious a- - b; MergedWithNext a - -b; Contiguous a -- b.
 void split(Piece piece, const Pattern& pattern, Behavior behavior, bool invert, Sink sink) {
-  const auto emit = [&](size_t begin, size_t end) { sink({piece.text.substr(begin, end - begin), piece.first && begin == 0}); };
+  const auto emit = [&](size_t begin, size_t end) {
+    sink({piece.text.substr(begin, end - begin), piece.first && begin == 0});
+  };
   if (behavior == Behavior::Removed || behavior == Behavior::Isolated) {
     return for_stretches(piece.text, pattern, [&](size_t begin, size_t end, bool matched) {
       if (behavior == Behavior::Isolated || matched == invert) emit(begin, end);
@@ -147,8 +151,10 @@ Behavior behavior_of(const Object& json) {
 void replace_all(std::string& text, const Pattern& pattern, const std::string& content) {
   std::string out;
   for_stretches(text, pattern, [&](size_t begin, size_t end, bool matched) {
-    const std::string_view part = matched ? std::string_view(content) : std::string_view(text).substr(begin, end - begin);
-    if (out.size() + part.size() > max_text_bytes) fail("tokenizer: Replace makes a text longer than {} bytes", max_text_bytes);
+    const std::string_view part =
+        matched ? std::string_view(content) : std::string_view(text).substr(begin, end - begin);
+    if (out.size() + part.size() > max_text_bytes)
+      fail("tokenizer: Replace makes a text longer than {} bytes", max_text_bytes);
     out += part;
   });
   text = std::move(out);
@@ -216,9 +222,8 @@ Normalizer make_normalizer(const Object& json) {
   if (type == "Lowercase") return lowercase;
   if (type == "StripAccents") return keep_if_not(is_mark);
   if (type == "Strip") {
-    return [left = json.get_bool_or("strip_left", true), right = json.get_bool_or("strip_right", true)](std::string& text) {
-      strip(text, left, right);
-    };
+    return [left = json.get_bool_or("strip_left", true),
+            right = json.get_bool_or("strip_right", true)](std::string& text) { strip(text, left, right); };
   }
   if (type == "Prepend") {
     return [prefix = json.get_string("prepend")](std::string& text) {
@@ -226,9 +231,8 @@ Normalizer make_normalizer(const Object& json) {
     };
   }
   if (type == "Replace") {
-    return [pattern = make_pattern(json.get_object("pattern")), content = json.get_string("content")](std::string& text) {
-      replace_all(text, pattern, content);
-    };
+    return [pattern = make_pattern(json.get_object("pattern")),
+            content = json.get_string("content")](std::string& text) { replace_all(text, pattern, content); };
   }
   unsupported(json, type);
 }
@@ -252,7 +256,8 @@ PreTokenizer prefixer(const std::string& prefix) {
 void add_metaspace(const Object& json, std::vector<PreTokenizer>& stages) {
   const std::string mark = one_character(json, "replacement");
   // Files before prepend_scheme say add_prefix_space.
-  const std::string scheme = json.get_string_or("prepend_scheme", json.get_bool_or("add_prefix_space", true) ? "always" : "never");
+  const std::string scheme =
+      json.get_string_or("prepend_scheme", json.get_bool_or("add_prefix_space", true) ? "always" : "never");
   if (scheme != "always" && scheme != "first" && scheme != "never") unsupported(json, scheme);
   stages.push_back([=, space = match_string(" "), prefix = prefixer(mark)](Piece piece, Sink sink) {
     std::string text(piece.text);
@@ -271,7 +276,8 @@ void add_pre_tokenizer(const Object& json, PreTokenizers& out) {
     out.stages.push_back(splitter(match_code_point(is_bert_punctuation), Behavior::Isolated));
   } else if (type == "ByteLevel") {
     if (json.get_bool_or("add_prefix_space", true)) out.stages.push_back(prefixer(" "));
-    if (json.get_bool_or("use_regex", true)) out.stages.push_back(splitter(match_regex(gpt2_words), Behavior::Isolated));
+    if (json.get_bool_or("use_regex", true))
+      out.stages.push_back(splitter(match_regex(gpt2_words), Behavior::Isolated));
     out.byte_level = true;
   } else if (type == "Split") {
     out.stages.push_back(
@@ -333,7 +339,8 @@ Decoder strip_decoder(const Object& json) {
     for (std::string& token : tokens) {
       std::string_view rest = token;
       for (int64_t i = 0; i < start && rest.substr(0, mark.size()) == mark; ++i) rest.remove_prefix(mark.size());
-      for (int64_t i = 0; i < stop && rest.size() >= mark.size() && rest.substr(rest.size() - mark.size()) == mark; ++i) {
+      for (int64_t i = 0; i < stop && rest.size() >= mark.size() && rest.substr(rest.size() - mark.size()) == mark;
+           ++i) {
         rest.remove_suffix(mark.size());
       }
       token = std::string(rest);
@@ -343,7 +350,8 @@ Decoder strip_decoder(const Object& json) {
 
 Decoder metaspace_decoder(const Object& json) {
   const std::string mark = one_character(json, "replacement");
-  const bool prepended = json.get_string_or("prepend_scheme", json.get_bool_or("add_prefix_space", true) ? "always" : "never") != "never";
+  const bool prepended =
+      json.get_string_or("prepend_scheme", json.get_bool_or("add_prefix_space", true) ? "always" : "never") != "never";
   return [=, pattern = match_string(mark)](std::vector<std::string>& tokens) {
     for (size_t i = 0; i < tokens.size(); ++i) replace_all(tokens[i], pattern, i == 0 && prepended ? "" : " ");
   };
@@ -353,8 +361,17 @@ Decoder word_piece_decoder(const Object& json) {
   using Replacement = std::pair<Pattern, std::string>;
   std::vector<Replacement> cleanup;
   if (json.get_bool_or("cleanup", true)) {
-    for (const auto& [from, to] : {std::pair(" .", "."), {" ?", "?"}, {" !", "!"}, {" ,", ","}, {" ' ", "'"}, {" n't", "n't"},
-                                  {" 'm", "'m"}, {" do not", " don't"}, {" 's", "'s"}, {" 've", "'ve"}, {" 're", "'re"}}) {
+    for (const auto& [from, to] : {std::pair(" .", "."),
+                                   {" ?", "?"},
+                                   {" !", "!"},
+                                   {" ,", ","},
+                                   {" ' ", "'"},
+                                   {" n't", "n't"},
+                                   {" 'm", "'m"},
+                                   {" do not", " don't"},
+                                   {" 's", "'s"},
+                                   {" 've", "'ve"},
+                                   {" 're", "'re"}}) {
       cleanup.emplace_back(match_string(from), to);
     }
   }
@@ -376,7 +393,8 @@ Decoder make_decoder(const Object& json) {
   if (type == "Metaspace") return metaspace_decoder(json);
   if (type == "WordPiece") return word_piece_decoder(json);
   if (type == "Replace") {
-    return [pattern = make_pattern(json.get_object("pattern")), content = json.get_string("content")](std::vector<std::string>& tokens) {
+    return [pattern = make_pattern(json.get_object("pattern")),
+            content = json.get_string("content")](std::vector<std::string>& tokens) {
       for (std::string& token : tokens) replace_all(token, pattern, content);
     };
   }
@@ -430,7 +448,9 @@ bool byte_level_bytes(std::string_view token, std::string& bytes) {
 }
 
 int byte_fallback_byte(std::string_view token) {
-  const auto digit = [](char c) { return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1; };
+  const auto digit = [](char c) {
+    return c >= '0' && c <= '9' ? c - '0' : (c | 32) >= 'a' && (c | 32) <= 'f' ? (c | 32) - 'a' + 10 : -1;
+  };
   if (token.size() != 6 || token.substr(0, 3) != "<0x" || token[5] != '>') return -1;
   const int high = digit(token[3]), low = digit(token[4]);
   return high < 0 || low < 0 ? -1 : high * 16 + low;

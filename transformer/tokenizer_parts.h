@@ -1,5 +1,6 @@
-// The parts a tokenizer is built of, each made from its object in tokenizer.json. A part is a function (or, for the model,
-// an interface of one function); a "Sequence" is flattened into a vector of them. Internal to transformer/tokenizer*.cpp.
+// The parts a tokenizer is built of, each made from its object in tokenizer.json. A part is a function (or, for the
+// model, an interface of one function); a "Sequence" is flattened into a vector of them. Internal to
+// transformer/tokenizer*.cpp.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -100,7 +101,8 @@ PreTokenizers make_pre_tokenizers(const Object& json);
 std::vector<Decoder> make_decoders(const Object& json);
 std::unique_ptr<TokenizerModel> make_model(const Object& json, const Vocabulary& vocabulary, bool byte_level);
 
-// ByteLevel's alphabet writes byte b as the code point byte_level_alphabet[b]: itself where printable, else 256, 257, ...
+// ByteLevel's alphabet writes byte b as the code point byte_level_alphabet[b]: itself where printable, else 256, 257,
+// ...
 extern const std::array<char32_t, 256> byte_level_alphabet;
 // The bytes a token stands for; false where it has a code point outside the alphabet.
 bool byte_level_bytes(std::string_view token, std::string& bytes);

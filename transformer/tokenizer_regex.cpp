@@ -17,7 +17,9 @@ constexpr uint32_t max_backtracks = 1'000'000;
 template <auto free>
 struct Free {
   template <class T>
-  void operator()(T* p) const { free(p); }
+  void operator()(T* p) const {
+    free(p);
+  }
 };
 
 // What pcre2_match writes to, one for each thread.
@@ -69,26 +71,30 @@ Regex::Regex(const std::string& pattern) : pattern_(pattern) {
   const std::string spelled = translate(pattern);
   int error = 0;
   size_t at = 0;
-  std::unique_ptr<pcre2_compile_context, Free<pcre2_compile_context_free>> context(pcre2_compile_context_create(nullptr));
+  std::unique_ptr<pcre2_compile_context, Free<pcre2_compile_context_free>> context(
+      pcre2_compile_context_create(nullptr));
   pcre2_set_newline(context.get(), PCRE2_NEWLINE_LF);
   // Ruby's ^ and $ match at lines; \C could end a match inside a character.
-  pcre2_code* code = pcre2_compile(reinterpret_cast<PCRE2_SPTR>(spelled.data()), spelled.size(),
-                                   PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &at, context.get());
+  pcre2_code* code =
+      pcre2_compile(reinterpret_cast<PCRE2_SPTR>(spelled.data()), spelled.size(),
+                    PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error, &at, context.get());
   if (!code) {
     char message[128] = {};
     pcre2_get_error_message(error, reinterpret_cast<PCRE2_UCHAR*>(message), sizeof message);
     fail("regular expression '{:.80}': {}", pattern, message);
   }
   code_ = std::shared_ptr<const void>(code, [](pcre2_code* c) { pcre2_code_free(c); });
-  pcre2_jit_compile(code, PCRE2_JIT_COMPLETE);  // where it fails, pcre2_match interprets
+  jit_ = pcre2_jit_compile(code, PCRE2_JIT_COMPLETE) == 0;
 }
 
 bool Regex::find(std::string_view text, size_t from, Match& match) const {
   thread_local const Scratch scratch;
-  const int found = pcre2_match(static_cast<const pcre2_code*>(code_.get()), reinterpret_cast<PCRE2_SPTR>(text.data()),
-                                text.size(), from, PCRE2_NO_UTF_CHECK, scratch.data.get(), scratch.context.get());
+  const auto match_code = jit_ ? pcre2_jit_match : pcre2_match;
+  const int found = match_code(static_cast<const pcre2_code*>(code_.get()), reinterpret_cast<PCRE2_SPTR>(text.data()),
+                               text.size(), from, PCRE2_NO_UTF_CHECK, scratch.data.get(), scratch.context.get());
   if (found == PCRE2_ERROR_NOMATCH) return false;
-  if (found < 0) fail("regular expression '{:.80}' takes too long on a text of {} bytes: simplify it", pattern_, text.size());
+  if (found < 0)
+    fail("regular expression '{:.80}' takes too long on a text of {} bytes: simplify it", pattern_, text.size());
   const size_t* span = pcre2_get_ovector_pointer(scratch.data.get());
   match = {span[0], span[1]};
   if (match.begin < from || match.end < match.begin) fail("regular expression '{:.80}' matches backwards", pattern_);

@@ -1,5 +1,6 @@
 // Regular expressions as tokenizer.json means them (Oniguruma, Ruby syntax, UTF-8), matched by PCRE2's JIT.
-// The two agree on all code points Unicode 14 assigns once \s is spelled out (PCRE2 counts U+180E among the spaces).
+// \s is spelled out: PCRE2 counts U+180E among the spaces. With that, Llama-3's pattern splits around every code point
+// as the library does.
 #pragma once
 #include <memory>
 #include <string>
@@ -21,6 +22,7 @@ class Regex {
  private:
   std::string pattern_;
   std::shared_ptr<const void> code_;
+  bool jit_ = false;  // else interpreted
 };
 
 }  // namespace t2l

@@ -21,9 +21,9 @@ bool older_than(char32_t c, int unicode) {
   return age[0] > 0 && age[0] <= unicode;
 }
 
-// The general category in Unicode 8, as a mask; 0 for what was not assigned then. Besides code points that came later, a few
-// changed category, found by comparing all code points with the library (1734 Mn -> Mc, A9BD Mc -> Mn, 166D Po -> So,
-// 1885 and 1886 Lo -> Mn, 111C9 Po -> Mn).
+// The general category in Unicode 8, as a mask; 0 for what was not assigned then. Besides code points that came later,
+// a few changed category, found by comparing all code points with the library (1734 Mn -> Mc, A9BD Mc -> Mn, 166D Po ->
+// So, 1885 and 1886 Lo -> Mn, 111C9 Po -> Mn).
 uint32_t bert_category(char32_t c) {
   switch (c) {
     case 0x1734: return U_GC_MN_MASK;
@@ -68,14 +68,14 @@ std::string_view to_valid_utf8(std::string_view text, std::string& storage) {
   return storage;
 }
 
-char32_t next_code_point(std::string_view text, size_t& at) {
+char32_t next_beyond_ascii(std::string_view text, size_t& at) {
   const auto* s = reinterpret_cast<const uint8_t*>(text.data());
   UChar32 c;
   U8_NEXT_OR_FFFD(s, at, text.size(), c);
   return static_cast<char32_t>(c);
 }
 
-void append_code_point(std::string& text, char32_t c) {
+void append_beyond_ascii(std::string& text, char32_t c) {
   uint8_t buffer[U8_MAX_LENGTH];
   size_t n = 0;
   U8_APPEND_UNSAFE(buffer, n, c);
@@ -83,10 +83,14 @@ void append_code_point(std::string& text, char32_t c) {
 }
 
 size_t code_points(std::string_view text) {
-  return static_cast<size_t>(std::count_if(text.begin(), text.end(), [](char c) { return !U8_IS_TRAIL(static_cast<uint8_t>(c)); }));
+  return static_cast<size_t>(
+      std::count_if(text.begin(), text.end(), [](char c) { return !U8_IS_TRAIL(static_cast<uint8_t>(c)); }));
 }
 
-bool is_space(char32_t c) { return u_isUWhiteSpace(static_cast<UChar32>(c)); }
+bool is_space(char32_t c) {
+  if (c < 0x80) return c == ' ' || (c >= '\t' && c <= '\r');
+  return u_isUWhiteSpace(static_cast<UChar32>(c));
+}
 bool is_numeric(char32_t c) { return U_GET_GC_MASK(static_cast<UChar32>(c)) & U_GC_N_MASK; }
 
 // In Unicode 9, whose tables the library has: 1CF2 and 1CF3 were Mc, 111C9 Po.
@@ -95,14 +99,16 @@ bool is_mark(char32_t c) {
   return older_than(c, 9) && (U_GET_GC_MASK(static_cast<UChar32>(c)) & U_GC_M_MASK);
 }
 
-
 bool is_word(char32_t c) {
   return u_isUAlphabetic(static_cast<UChar32>(c)) || c == 0x200C || c == 0x200D ||
          (U_GET_GC_MASK(static_cast<UChar32>(c)) & (U_GC_M_MASK | U_GC_ND_MASK | U_GC_PC_MASK));
 }
 
-bool is_bert_control(char32_t c) { return bert_category(c) & (U_GC_CC_MASK | U_GC_CF_MASK | U_GC_CO_MASK); }
-bool is_bert_accent(char32_t c) { return bert_category(c) & U_GC_MN_MASK; }
+bool is_bert_control(char32_t c) {
+  if (c < 0x80) return c < ' ' || c == 0x7F;
+  return bert_category(c) & (U_GC_CC_MASK | U_GC_CF_MASK | U_GC_CO_MASK);
+}
+bool is_bert_accent(char32_t c) { return c >= 0x80 && (bert_category(c) & U_GC_MN_MASK); }
 
 bool is_bert_punctuation(char32_t c) {
   if (c < 0x80) return c > ' ' && c < 0x7F && !(c >= '0' && c <= '9') && !((c | 32) >= 'a' && (c | 32) <= 'z');
@@ -111,8 +117,10 @@ bool is_bert_punctuation(char32_t c) {
 
 // Not the ranges of BERT's Python code: the library begins one of them at 2B920 instead of 2B820.
 bool is_chinese(char32_t c) {
-  static constexpr char32_t ranges[][2] = {{0x4E00, 0x9FFF},   {0x3400, 0x4DBF},   {0x20000, 0x2A6DF}, {0x2A700, 0x2B73F},
-                                           {0x2B740, 0x2B81F}, {0x2B920, 0x2CEAF}, {0xF900, 0xFAFF},   {0x2F800, 0x2FA1F}};
+  if (c < 0x3400) return false;
+  static constexpr char32_t ranges[][2] = {{0x4E00, 0x9FFF},   {0x3400, 0x4DBF},   {0x20000, 0x2A6DF},
+                                           {0x2A700, 0x2B73F}, {0x2B740, 0x2B81F}, {0x2B920, 0x2CEAF},
+                                           {0xF900, 0xFAFF},   {0x2F800, 0x2FA1F}};
   return std::any_of(std::begin(ranges), std::end(ranges), [c](const auto& r) { return r[0] <= c && c <= r[1]; });
 }
 
@@ -151,7 +159,9 @@ void lowercase(std::string& text) {
     if (c == 0x130) {  // the one code point whose lower case is two: i and a dot above
       out += "i\xCC\x87";
     } else {
-      append_code_point(out, static_cast<char32_t>(u_tolower(static_cast<UChar32>(c))));
+      const bool ascii_upper = c >= 'A' && c <= 'Z';
+      append_code_point(out,
+                        c < 0x80 ? c + 32 * ascii_upper : static_cast<char32_t>(u_tolower(static_cast<UChar32>(c))));
     }
   });
   text = std::move(out);

@@ -221,6 +221,9 @@ struct Symbols {
       char* plain = abi::__cxa_demangle(text.c_str() + symbol.st_name, nullptr, nullptr, &status);
       std::string name = status == 0 ? plain : text.c_str() + symbol.st_name;
       std::free(plain);
+      constexpr std::string_view kNoise[] = {"(anonymous namespace)::", "void "};
+      for (const std::string_view noise : kNoise)
+        for (size_t at; (at = name.find(noise)) != name.npos;) name.erase(at, noise.size());
       return name.substr(0, name.find('('));
     }
     return "?";

@@ -1,4 +1,4 @@
-// The warp-wide matrix instructions of ptx.cuh: the last lane to arrive computes for all. Compiled like emu.cpp.
+// The warp-wide matrix instructions of ptx.cuh: the last lane to arrive computes for all, unseen by ThreadSanitizer.
 #include "cuda/ptx.cuh"
 
 namespace t2l::cuda {
@@ -14,12 +14,14 @@ struct Load {
   bool transposed;
 };
 
-void unpack(float* even_odd, uint32_t pair) {
+#define UNSEEN __attribute__((no_sanitize("thread")))
+
+UNSEEN void unpack(float* even_odd, uint32_t pair) {
   even_odd[0] = std::bit_cast<float>(pair << 16);
   even_odd[1] = std::bit_cast<float>(pair & 0xffff0000u);
 }
 
-void multiply(void* const payload[32], unsigned group) {
+UNSEEN void multiply(void* const payload[32], unsigned group) {
   if (group != 0xffffffffu) emu::fault("mma in a warp with exited lanes");
   float a[16][16], b[8][16];  // [m, k], [n, k]
   for (int l = 0; l < 32; ++l) {
@@ -39,7 +41,7 @@ void multiply(void* const payload[32], unsigned group) {
   }
 }
 
-void distribute(void* const payload[32], unsigned group) {
+UNSEEN void distribute(void* const payload[32], unsigned group) {
   if (group != 0xffffffffu) emu::fault("ldmatrix in a warp with exited lanes");
   uint16_t m[32][8];  // [8 * matrix + row, column]
   for (int l = 0; l < 32; ++l) std::memcpy(m[l], static_cast<const Load*>(payload[l])->row, 16);

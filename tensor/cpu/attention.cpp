@@ -143,22 +143,24 @@ float online_softmax(const Tiles& tiles, float* row, int64_t cols, int64_t begin
   std::fill_n(lane, kLanes, max);
   for (int64_t j = 0; j < padded; j += kLanes) {
     float* s = block(j);
+#pragma omp simd
     for (int64_t l = 0; l < kLanes; ++l) s[l] *= scale;
     if (softcap != 0)
       for (int64_t l = 0; l < kLanes; ++l) s[l] = softcap * cpu::tanh(s[l] / softcap);
     for (int64_t l = 0; l < std::min(begin - j, kLanes); ++l) s[l] = -kInfinity;
     for (int64_t l = std::max<int64_t>(end - j, 0); l < kLanes; ++l) s[l] = -kInfinity;
+#pragma omp simd
     for (int64_t l = 0; l < kLanes; ++l) lane[l] = s[l] > lane[l] ? s[l] : lane[l];
   }
   const float before = max;
-  max = *std::max_element(lane, lane + kLanes);
+  const float highest = max = *std::max_element(lane, lane + kLanes);
   std::fill_n(lane, kLanes, 0.f);
   for (int64_t j = 0; j < padded; j += kLanes) {
     float* s = block(j);
-    for (int64_t l = 0; l < kLanes; ++l) {
-      s[l] = cpu::exp(s[l] - max);
-      lane[l] += s[l];
-    }
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) s[l] = cpu::exp(s[l] - highest);
+#pragma omp simd
+    for (int64_t l = 0; l < kLanes; ++l) lane[l] += s[l];
   }
   for (int64_t half = kLanes / 2; half > 0; half /= 2)
     for (int64_t l = 0; l < half; ++l) lane[l] += lane[l + half];
@@ -176,7 +178,7 @@ struct QueryStats {
   void load(const float* lse_of, const float* d_of, const AttentionSpans& spans, int64_t heads, int64_t h,
             int64_t begin, int64_t end) {
     for (int64_t i = 0; i < end - begin; ++i) {
-      lse[i] = lse_of[(begin + i) * heads + h];
+      lse[i] = std::max(lse_of[(begin + i) * heads + h], std::numeric_limits<float>::lowest());  // -inf - -inf is NaN
       d[i] = d_of[(begin + i) * heads + h];
       first[i] = spans.first.data<int32_t>()[begin + i];
       last[i] = spans.last.data<int32_t>()[begin + i];
@@ -206,10 +208,10 @@ void differentiate(const Tiles& tiles, float* scores, float* dp, int64_t rows, i
           x = softcap * t;
           slope *= 1 - t * t;
         }
-        const float p = cpu::exp(x - stats.lse[query]), d = p * (ds[l] - stats.d[query]) * slope;
-        const bool seen = (k >= stats.first[query]) & (k <= stats.last[query]);
-        s[l] = seen ? p : 0;
-        ds[l] = seen ? d : 0;
+        // Not "seen ? p : 0", which the compiler would turn into branches.
+        const float hide = (k >= stats.first[query]) & (k <= stats.last[query]) ? 0 : -kInfinity;
+        s[l] = cpu::exp(x - stats.lse[query] + hide);
+        ds[l] = s[l] * (ds[l] - stats.d[query]) * slope;
       }
     }
 }
@@ -248,8 +250,8 @@ void forward(Tensor& o, Tensor& lse, const Tensor& q, const Tensor& k, const Ten
       for (int64_t i = 0; i < rows; ++i) {
         const int64_t from = std::max<int64_t>(first[begin + i] - key, 0);
         const int64_t to = std::min<int64_t>(last[begin + i] + 1 - key, cols);
-        const float factor = online_softmax(tiles, scores + tiles.row(i), cols, from, to, spans.scale, spans.softcap,
-                                            max[i], sum[i]);
+        const float factor =
+            online_softmax(tiles, scores + tiles.row(i), cols, from, to, spans.scale, spans.softcap, max[i], sum[i]);
         if (factor != 1 && key > keys_begin)
           for (int64_t j = 0; j < dim; ++j) sums[tiles.at(i, j)] *= factor;
       }
@@ -257,7 +259,8 @@ void forward(Tensor& o, Tensor& lse, const Tensor& q, const Tensor& k, const Ten
       tiles.pack_right(right, v.data<T>() + key * kv_ld + kv_at, kv_ld, false, dim, cols);
       tiles.multiply(sums, left_p, right, dim, cols, key > keys_begin);
     }
-    tiles.write(o.data<T>() + begin * ld + h * dim, ld, sums, dim, [&](int64_t i) { return sum[i] > 0 ? 1 / sum[i] : 0; });
+    tiles.write(o.data<T>() + begin * ld + h * dim, ld, sums, dim,
+                [&](int64_t i) { return sum[i] > 0 ? 1 / sum[i] : 0; });
     for (int64_t i = 0; i < rows; ++i)
       lse.data<float>()[(begin + i) * n.heads + h] = sum[i] > 0 ? max[i] + std::log(sum[i]) : -kInfinity;
   });

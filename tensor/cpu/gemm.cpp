@@ -174,10 +174,10 @@ void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows,
       kernel.pack_a(packed_a + t * panel_a, a.at(group, i0 + i, k0), a.ld, a.k_is_row, int(width), depth, units);
     }
     // The next panel of B is fetched while the last tiles are computed with this one.
-    const int64_t b_rows = b.k_is_row ? depth : nr, b_line = 64 / b.size;
-    const int log2_lines = std::bit_width(uint64_t(ceil_div(b.k_is_row ? nr : depth, b_line) - 1));
-    const int64_t first_ahead =
-        std::max<int64_t>(0, row_tiles - ceil_div(b_rows << log2_lines, std::max<int64_t>(units, 1)));
+    const int64_t b_rows = b.k_is_row ? depth : nr, b_cols = b.k_is_row ? nr : depth;
+    const int log2_lines = std::bit_width(uint64_t(std::max<int64_t>(b_cols * b.size, 1) - 1) / 64);
+    const int64_t rows_per_tile = std::max<int64_t>(units >> log2_lines, 1);
+    const int64_t first_ahead = std::max<int64_t>(0, row_tiles - ceil_div(b_rows, rows_per_tile));
 
     float* tile = tiles;
     for (int64_t j = 0; j < cols; j += nr) {
@@ -188,7 +188,7 @@ void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows,
         Ahead ahead{reinterpret_cast<const char*>(packed_b), 0, 0};
         if (t >= first_ahead && j + nr < cols) {
           ahead = {static_cast<const char*>(b.at(group, j0 + j + nr, k0)), b.ld * b.size, log2_lines};
-          ahead.p += (t - first_ahead) * (units >> log2_lines) * ahead.stride;
+          ahead.p += (t - first_ahead) * rows_per_tile * ahead.stride;
         }
         if (last) prefetch_c(group, i0 + i, j0 + j, h);
         kernel.run(tile, packed_a + t * panel_a, packed_b, units, h, k0 > 0, ahead);
@@ -248,7 +248,7 @@ void gemm(const Gemm& g, const GemmKernel& kernel) {
   T2L_CHECK(s.m >= 0 && s.n >= 0 && s.k >= 0 && s.groups >= 0, "gemm: m {} n {} k {} groups {}", s.m, s.n, s.k,
             s.groups);
   if (s.m == 0 || s.n == 0 || s.groups == 0) return;
-  T2L_CHECK(g.c && ((g.a && g.b) || s.k == 0), "gemm: null operand");
+  T2L_CHECK(g.c && g.a && g.b, "gemm: null operand");
   T2L_CHECK(g.input != DType::I32 && g.output != DType::I32, "gemm: i32");
   T2L_CHECK(s.lda >= (s.transpose_a ? s.m : s.k) && s.ldb >= (s.transpose_b ? s.k : s.n) && s.ldc >= s.n,
             "gemm: m {} n {} k {} lda {} ldb {} ldc {}", s.m, s.n, s.k, s.lda, s.ldb, s.ldc);

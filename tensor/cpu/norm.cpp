@@ -126,8 +126,7 @@ void Cpu::l2_normalize_backward(Tensor& dx, const Tensor& dy, const Tensor& x, c
       const float length = norm.data<float>()[r], inverse = 1 / std::max(length, eps);
       const auto unit = [&](int64_t j) { return float(xr[j]) * inverse; };
       const float along = length > eps ? sum(cols, [&](int64_t j) { return unit(j) * float(dyr[j]); }) : 0;
-      for (int64_t j = 0; j < cols; ++j)
-        put(dxr[j], scale * inverse * (float(dyr[j]) - unit(j) * along), accumulate);
+      for (int64_t j = 0; j < cols; ++j) put(dxr[j], scale * inverse * (float(dyr[j]) - unit(j) * along), accumulate);
     });
   });
 }

@@ -101,17 +101,20 @@ void Cpu::segment_mean_forward(Tensor& y, const Tensor& x, const Tensor& offsets
   const int64_t samples = y.rows(), cols = y.cols();
   const int32_t* offset = offsets.data<int32_t>();
   with_type(y.dtype(), [&]<class T>(T*) {
-    for_column_blocks(samples, cols, 1 + x.rows() / std::max<int64_t>(samples, 1), [&](int64_t s, int64_t c0, int64_t c1) {
-      constexpr int64_t kPart = 32;  // rows summed on their own first: rounding then grows with the root of their number
-      float sum[kBlock] = {};
-      for (int64_t i0 = offset[s]; i0 < offset[s + 1]; i0 += kPart) {
-        float part[kBlock] = {};
-        for (int64_t i = i0; i < std::min<int64_t>(i0 + kPart, offset[s + 1]); ++i)
-          add_to(part, x.data<T>() + i * cols + c0, c1 - c0);
-        add_to(sum, part, c1 - c0);
-      }
-      put_row(y.data<T>() + s * cols + c0, sum, 1.f / float(std::max(1, offset[s + 1] - offset[s])), c1 - c0, false);
-    });
+    for_column_blocks(samples, cols, 1 + x.rows() / std::max<int64_t>(samples, 1),
+                      [&](int64_t s, int64_t c0, int64_t c1) {
+                        constexpr int64_t kPart =
+                            32;  // rows summed on their own first: rounding then grows with the root of their number
+                        float sum[kBlock] = {};
+                        for (int64_t i0 = offset[s]; i0 < offset[s + 1]; i0 += kPart) {
+                          float part[kBlock] = {};
+                          for (int64_t i = i0; i < std::min<int64_t>(i0 + kPart, offset[s + 1]); ++i)
+                            add_to(part, x.data<T>() + i * cols + c0, c1 - c0);
+                          add_to(sum, part, c1 - c0);
+                        }
+                        put_row(y.data<T>() + s * cols + c0, sum, 1.f / float(std::max(1, offset[s + 1] - offset[s])),
+                                c1 - c0, false);
+                      });
   });
 }
 

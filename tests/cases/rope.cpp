@@ -38,7 +38,10 @@ const OpTest rope_test{
     },
     .f32 = 2e-7,  // two products and a sum
     .bf16 = 3e-3,
-    .work = [](const Size& s, size_t bytes) { return Work{2. * double(s[0] * s[1] * s[2]) * double(bytes), 0}; },
+    .work =
+        [](const Size& s, size_t bytes) {
+          return Work{2. * double(s[0] * s[1] * s[2]) * double(bytes), 0};
+        },
 };
 T2L_OP_TEST(rope_test);
 

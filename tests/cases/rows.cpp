@@ -30,7 +30,10 @@ const OpTest gather{
     .bf16 = 0,
     .grad_f32 = 1e-6,
     .grad_bf16 = 3e-3,
-    .work = [](const Size& s, size_t bytes) { return Work{2. * double(s[0] * (s[2] + s[4])) * double(bytes), 0}; },
+    .work =
+        [](const Size& s, size_t bytes) {
+          return Work{2. * double(s[0] * (s[2] + s[4])) * double(bytes), 0};
+        },
 };
 T2L_OP_TEST(gather);
 
@@ -38,7 +41,10 @@ T2L_OP_TEST(gather);
 const OpTest add_rows_test{
     .name = "add_rows",
     .sizes = {{33, 4, 7}, {65, 300, 72}, {130, 3, 257}, {0, 2, 3}},
-    .inputs = [](Inputs& in, const Size& s) { in.normal({s[0], s[2]}).normal({s[1], s[2]}).ids({s[0]}, 0, s[1]); },
+    .inputs =
+        [](Inputs& in, const Size& s) {
+          in.normal({s[0], s[2]}).normal({s[1], s[2]}).ids({s[0]}, 0, s[1]);
+        },
     .run = [](const std::vector<Var>& in, const Size&) -> std::vector<Var> {
       return {add_rows(in[0], in[1], in[2].value)};
     },
@@ -60,7 +66,10 @@ const OpTest transpose_test{
     .name = "transpose",
     .sizes = {{0, 3, 5}, {0, 33, 70}, {2, 64, 32}, {3, 31, 65}, {1, 1, 130}, {2, 97, 1}, {2, 0, 5}},
     .perf = {{0, 4096, 4096}, {12, 512, 64}},
-    .inputs = [](Inputs& in, const Size& s) { in.normal(s[0] ? Shape{s[0], s[1], s[2]} : Shape{s[1], s[2]}); },
+    .inputs =
+        [](Inputs& in, const Size& s) {
+          in.normal(s[0] ? Shape{s[0], s[1], s[2]} : Shape{s[1], s[2]});
+        },
     .run = [](const std::vector<Var>& in, const Size&) -> std::vector<Var> { return {transpose(in[0])}; },
     .reference = [](const Arrays& in, const Size& s) -> Arrays {
       Array y(s[0] ? Shape{s[0], s[2], s[1]} : Shape{s[2], s[1]});
@@ -73,9 +82,10 @@ const OpTest transpose_test{
     .bf16 = 0,
     .grad_f32 = 1e-8,  // central differences are exact to about 1e-11
     .grad_bf16 = 1e-8,
-    .work = [](const Size& s, size_t bytes) {
-      return Work{2. * double(std::max<int64_t>(s[0], 1) * s[1] * s[2]) * double(bytes), 0};
-    },
+    .work =
+        [](const Size& s, size_t bytes) {
+          return Work{2. * double(std::max<int64_t>(s[0], 1) * s[1] * s[2]) * double(bytes), 0};
+        },
 };
 T2L_OP_TEST(transpose_test);
 
@@ -103,11 +113,12 @@ const OpTest segment_mean_test{
     // sums of up to 70 values in f32; one rounding to T
     .f32 = 5e-7,
     .bf16 = 3e-3,
-    .work = [](const Size& s, size_t bytes) {
-      double rows = 0;
-      for (size_t i = 1; i < s.size(); ++i) rows += double(s[i]);
-      return Work{(rows + double(s.size()) - 1) * double(s[0]) * double(bytes), 0};
-    },
+    .work =
+        [](const Size& s, size_t bytes) {
+          double rows = 0;
+          for (size_t i = 1; i < s.size(); ++i) rows += double(s[i]);
+          return Work{(rows + double(s.size()) - 1) * double(s[0]) * double(bytes), 0};
+        },
 };
 T2L_OP_TEST(segment_mean_test);
 

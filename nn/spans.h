@@ -1,0 +1,17 @@
+// Who may see whom in packed sequences, for attention(): AttentionSpans (tensor/ops.h) made from host offsets.
+#pragma once
+#include <span>
+
+#include "tensor/ops.h"
+
+namespace t2l {
+
+// offsets: [samples + 1], from 0, not decreasing; sample s has the rows offsets[s] .. offsets[s + 1] of queries and
+// keys alike. scale multiplies q k, as a rule by 1 / sqrt(head dimension).
+
+// Every token sees its whole sample.
+AttentionSpans full_spans(std::span<const int32_t> offsets, float scale, Device device);
+// A token sees itself and those before it; with window > 0, itself and the window - 1 before it.
+AttentionSpans causal_spans(std::span<const int32_t> offsets, float scale, int32_t window, Device device);
+
+}  // namespace t2l

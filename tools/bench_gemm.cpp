@@ -1,0 +1,297 @@
+// t2l-bench gemm: the CPU's matrix product beside OpenBLAS and oneDNN, where installed, on the engine's shapes, all
+// from plain row-major operands into f32. Each round times every library once, and the peak: fused multiply-adds on
+// registers alone, on all threads. Medians over the rounds. Between libraries the threads of the last one are given the
+// time to stop spinning.
+#include <immintrin.h>
+#include <omp.h>
+
+#include <chrono>
+#include <cstring>
+#include <thread>
+
+#include "tensor/cpu/gemm_kernels.h"
+#include "tools/bench.h"
+#ifdef T2L_HAVE_OPENBLAS
+#include <cblas.h>
+extern "C" void openblas_set_num_threads(int);
+#endif
+#ifdef T2L_HAVE_DNNL
+#include <oneapi/dnnl/dnnl.hpp>
+#endif
+
+namespace t2l {
+namespace {
+
+struct Shape3 {
+  const char* use;
+  int64_t m, n, k;
+  bool transpose_a = false, transpose_b = true;
+};
+constexpr Shape3 kShapes[] = {
+    {"large", 512, 4096, 4096},
+    {"large", 512, 4096, 4096, false, false},
+    {"large", 512, 4096, 4096, true, false},
+    {"head", 32, 65536, 512},
+    {"head", 32, 40960, 512},
+    {"head", 512, 65536, 512},
+    {"trunk", 64, 512, 128},
+    {"trunk", 64, 128, 512},
+    {"trunk", 256, 512, 128},
+    {"trunk", 4096, 512, 128},
+    {"rows", 64, 4096, 4096},
+    {"rows", 1, 4096, 4096},
+    {"lora", 512, 8, 4096},
+    {"lora", 512, 4096, 8},
+};
+
+double seconds_of(const auto& f) {
+  const auto begin = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+}
+
+double median(std::vector<double> v) {
+  std::nth_element(v.begin(), v.begin() + ptrdiff_t(v.size() / 2), v.end());
+  return v[v.size() / 2];
+}
+
+// ---- the ceilings
+// ---------------------------------------------------------------------------------------------------- Chains of
+// multiply-adds that no compiler can shorten: each starts elsewhere, and the end is used.
+volatile float sink;
+
+void probe_avx2(int64_t steps) {
+  __m256 c[12], x = _mm256_set1_ps(0.999f), y = _mm256_set1_ps(1e-3f);
+  for (int j = 0; j < 12; ++j) c[j] = _mm256_set1_ps(float(j));
+  for (int64_t i = 0; i < steps; ++i)
+#pragma GCC unroll 12
+    for (int j = 0; j < 12; ++j) c[j] = _mm256_fmadd_ps(c[j], x, y);
+  for (int j = 1; j < 12; ++j) c[0] = _mm256_add_ps(c[0], c[j]);
+  sink = _mm256_cvtss_f32(c[0]);
+}
+
+template <bool kPairs>
+__attribute__((target("avx512f,avx512bf16"))) void probe_avx512(int64_t steps) {
+  __m512 c[24], x = _mm512_set1_ps(0.999f), y = _mm512_set1_ps(1e-3f);
+#pragma GCC unroll 24
+  for (int j = 0; j < 24; ++j) c[j] = _mm512_set1_ps(float(j));
+  for (int64_t i = 0; i < steps; ++i)
+#pragma GCC unroll 24
+    for (int j = 0; j < 24; ++j)
+      c[j] = kPairs ? _mm512_dpbf16_ps(c[j], (__m512bh)x, (__m512bh)y) : _mm512_fmadd_ps(c[j], x, y);
+#pragma GCC unroll 24
+  for (int j = 1; j < 24; ++j) c[0] = _mm512_add_ps(c[0], c[j]);
+  sink = _mm512_cvtss_f32(c[0]);
+}
+
+void probe_amx(int64_t steps) {
+  cpu::kAmxBF16.begin();
+  for (int64_t i = 0; i < steps; ++i)
+    asm volatile(
+        "tdpbf16ps %tmm6, %tmm4, %tmm0\n\ttdpbf16ps %tmm7, %tmm4, %tmm1\n\t"
+        "tdpbf16ps %tmm6, %tmm5, %tmm2\n\ttdpbf16ps %tmm7, %tmm5, %tmm3");
+  cpu::kAmxBF16.end();
+}
+
+struct Probe {
+  void (*run)(int64_t);
+  double flops;  // per step
+};
+Probe probe_of(cpu::Isa isa, DType input) {
+  if (isa == cpu::Isa::AVX2) return {probe_avx2, 12 * 8 * 2};
+  if (input == DType::F32 || isa == cpu::Isa::AVX512) return {probe_avx512<false>, 24 * 16 * 2};
+  if (isa == cpu::Isa::AVX512BF16) return {probe_avx512<true>, 24 * 32 * 2};
+  return {probe_amx, 4 * 16 * 16 * 32 * 2};
+}
+
+double peak_flops(const Probe& probe) {
+  constexpr int64_t kSteps = 100000;
+  double total = 0;
+#pragma omp parallel reduction(+ : total)
+  total += probe.flops * double(kSteps) / seconds_of([&] { probe.run(kSteps); });
+  return total;
+}
+
+// Bytes copied per second by all threads, each counted once.
+double copy_bandwidth() {
+  constexpr size_t kBytes = size_t(256) << 20;
+  std::vector<std::byte> from(kBytes, std::byte{1}), to(kBytes);
+  std::vector<double> rounds;
+  for (int round = 0; round < 7; ++round)
+    rounds.push_back(seconds_of([&] {
+#pragma omp parallel
+      {
+        const size_t t = size_t(omp_get_thread_num()), n = size_t(omp_get_num_threads());
+        const size_t begin = kBytes * t / n, end = kBytes * (t + 1) / n;
+        std::memcpy(to.data() + begin, from.data() + begin, end - begin);
+      }
+    }));
+  return double(kBytes) / median(rounds);
+}
+
+// ---- the libraries
+// ---------------------------------------------------------------------------------------------------
+struct Library {
+  const char* name;
+  std::function<void()> multiply;
+  std::vector<float>* c;
+  std::vector<double> seconds = {};
+};
+
+#ifdef T2L_HAVE_DNNL
+std::function<void()> dnnl_matmul(const cpu::Gemm& g) {
+  using namespace dnnl;
+  static const engine cpu_engine(engine::kind::cpu, 0);
+  static stream queue(cpu_engine);
+  const Matmul& s = g.spec;
+  const auto type = g.input == DType::F32 ? memory::data_type::f32 : memory::data_type::bf16;
+  const auto plain = [](int64_t ld, bool transposed) { return transposed ? memory::dims{1, ld} : memory::dims{ld, 1}; };
+  const memory::desc a({s.m, s.k}, type, plain(s.lda, s.transpose_a)), b({s.k, s.n}, type, plain(s.ldb, s.transpose_b));
+  const memory::desc c({s.m, s.n}, memory::data_type::f32, plain(s.ldc, false));
+  const matmul product(matmul::primitive_desc(matmul::desc(a, b, c), cpu_engine));
+  const std::unordered_map<int, memory> arguments = {
+      {DNNL_ARG_SRC, memory(a, cpu_engine, const_cast<void*>(g.a))},
+      {DNNL_ARG_WEIGHTS, memory(b, cpu_engine, const_cast<void*>(g.b))},
+      {DNNL_ARG_DST, memory(c, cpu_engine, g.c)},
+  };
+  return [=] {
+    product.execute(queue, arguments);
+    queue.wait();
+  };
+}
+#endif
+
+template <class T>
+Json measure(const Shape3& shape, const std::string& name, const cpu::Gemm& base, const std::vector<T>& a,
+             const std::vector<T>& b) {
+  const size_t elements = size_t(shape.m * shape.n);
+  std::vector<float> ours(elements), openblas, onednn;
+  cpu::Gemm g = base;
+  g.a = a.data(), g.b = b.data(), g.c = ours.data();
+
+  std::vector<Library> libraries;
+  libraries.push_back({"t2l", [g] { cpu::gemm(g); }, &ours});
+#ifdef T2L_HAVE_OPENBLAS
+  if (g.input == DType::F32) {  // this OpenBLAS has no bf16 product
+    openblas.resize(elements);
+    openblas_set_num_threads(omp_get_max_threads());
+    libraries.push_back({"openblas",
+                         [&, s = g.spec] {
+                           const auto t = [](bool transposed) { return transposed ? CblasTrans : CblasNoTrans; };
+                           cblas_sgemm(CblasRowMajor, t(s.transpose_a), t(s.transpose_b), int(s.m), int(s.n), int(s.k),
+                                       1, static_cast<const float*>(g.a), int(s.lda), static_cast<const float*>(g.b),
+                                       int(s.ldb), 0, openblas.data(), int(s.ldc));
+                         },
+                         &openblas});
+  }
+#endif
+#ifdef T2L_HAVE_DNNL
+  onednn.resize(elements);
+  cpu::Gemm d = g;
+  d.c = onednn.data();
+  libraries.push_back({"onednn", dnnl_matmul(d), &onednn});
+#endif
+
+  const double flops = 2.0 * double(shape.m) * double(shape.n) * double(shape.k);
+  const int64_t calls = std::clamp<int64_t>(int64_t(2e9 / flops), 1, 200);  // some 10 ms per timing
+  const Probe probe = probe_of(cpu::isa(), g.input);
+  std::vector<double> peaks;
+  for (int round = 0; round < 9; ++round) {
+    for (Library& library : libraries) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(30));
+      library.multiply();
+      library.seconds.push_back(seconds_of([&] {
+                                  for (int64_t i = 0; i < calls; ++i) library.multiply();
+                                }) /
+                                double(calls));
+    }
+    peaks.push_back(peak_flops(probe));
+  }
+
+  const double seconds = median(libraries[0].seconds), peak = median(peaks);
+  Json row = {{"name", name},
+              {"m", shape.m},
+              {"n", shape.n},
+              {"k", shape.k},
+              {"dtype", name_of(g.input)},
+              {"milliseconds", seconds * 1e3},
+              {"gflops_per_second", flops / seconds / 1e9},
+              {"peak_gflops_per_second", peak / 1e9},
+              {"percent_of_peak", flops / seconds / peak * 100},
+              {"best_milliseconds", *std::min_element(libraries[0].seconds.begin(), libraries[0].seconds.end()) * 1e3}};
+  double twin = 0;
+  for (const Library& library : libraries) {
+    if (&library == &libraries[0]) continue;
+    const double t = median(library.seconds);
+    twin = twin == 0 ? t : std::min(twin, t);
+    double difference = 0, size = 0;
+    for (size_t i = 0; i < elements; ++i) {
+      const double x = ours[i], y = (*library.c)[i];
+      difference += (x - y) * (x - y), size += y * y;
+    }
+    row[library.name] = {{"milliseconds", t}, {"relative_difference", std::sqrt(difference / size)}};
+  }
+  row["times_as_fast_as_best_twin"] = twin > 0 ? Json(twin / seconds) : Json();
+  return row;
+}
+
+template <class T>
+std::vector<T> numbers(int64_t n) {
+  std::vector<T> v(static_cast<size_t>(n));
+#pragma omp parallel for
+  for (int64_t i = 0; i < n; ++i) v[size_t(i)] = unit_uniform(uint32_t(i) * 2654435761u) - 0.5f;
+  return v;
+}
+
+template <class T>
+Json measure(const Shape3& shape, const std::string& name) {
+  cpu::Gemm g;
+  g.input = dtype_of<T>::value;
+  g.spec.m = shape.m, g.spec.n = shape.n, g.spec.k = shape.k;
+  g.spec.transpose_a = shape.transpose_a, g.spec.transpose_b = shape.transpose_b;
+  g.spec.lda = shape.transpose_a ? shape.m : shape.k, g.spec.ldb = shape.transpose_b ? shape.k : shape.n;
+  g.spec.ldc = shape.n;
+  return measure<T>(shape, name, g, numbers<T>(shape.m * shape.k), numbers<T>(shape.k * shape.n));
+}
+
+}  // namespace
+
+int bench_gemm(const CommandLine& cli) {
+  const std::string filter = cli.get("filter");
+  Json rows = Json::array();
+  const auto print = [&](const std::string& line) {
+    if (!cli.json) fmt::print("{}\n", line), std::fflush(stdout);
+  };
+  print(fmt::format("{}, {} threads", cpu::name_of(cpu::isa()), omp_get_max_threads()));
+  print(fmt::format("{:<28} {:>10} {:>9} {:>9} {:>7} {:>12} {:>10} {:>8}", "m x n x k, A B", "ms", "GFLOP/s", "peak",
+                    "% peak", "openblas ms", "onednn ms", "x twin"));
+  for (DType dtype : {DType::F32, DType::BF16})
+    for (const Shape3& s : kShapes) {
+      const std::string name = fmt::format("{} {}x{}x{} {}{} {}", s.use, s.m, s.n, s.k, s.transpose_a ? 'T' : 'N',
+                                           s.transpose_b ? 'T' : 'N', name_of(dtype));
+      if (name.find(filter) == std::string::npos) continue;
+      Json row = dtype == DType::F32 ? measure<float>(s, name) : measure<bf16>(s, name);
+      const auto twin = [&](const char* library) {
+        return row.contains(library) ? fmt::format("{:.3f}", row[library]["milliseconds"].get<double>()) : "-";
+      };
+      const Json& ratio = row["times_as_fast_as_best_twin"];
+      print(fmt::format("{:<28} {:>10.3f} {:>9.1f} {:>9.1f} {:>7.1f} {:>12} {:>10} {:>8}", name,
+                        row["milliseconds"].get<double>(), row["gflops_per_second"].get<double>(),
+                        row["peak_gflops_per_second"].get<double>(), row["percent_of_peak"].get<double>(),
+                        twin("openblas"), twin("onednn"),
+                        ratio.is_null() ? "-" : fmt::format("{:.2f}", ratio.get<double>())));
+      rows.push_back(std::move(row));
+    }
+  if (rows.empty()) throw UsageError(fmt::format("--filter {}: no row has this in its name", filter));
+  const double copy = copy_bandwidth();
+  print(fmt::format("memory copy {:.1f} GB/s", copy / 1e9));
+  if (cli.json)
+    fmt::print("{}\n", Json{{"isa", cpu::name_of(cpu::isa())},
+                            {"threads", omp_get_max_threads()},
+                            {"copy_bytes_per_second", copy},
+                            {"rows", rows}}
+                           .dump(2));
+  return 0;
+}
+
+}  // namespace t2l
