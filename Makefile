@@ -58,7 +58,8 @@ fuzz:  ## every parser against libFuzzer for FUZZ_SECONDS=60 each
 	@tools/fuzz.sh build/fuzz $(FUZZ_SECONDS)
 
 mutate: setup  ## delete each barrier of each kernel in turn; the tests must miss none
-	@tools/mutate.py
+	@$(call build,build,,op_tests test_emulator)
+	@tools/mutate.py --build build --jobs $(JOBS)
 
 gpu-build: setup  ## what gpu-check runs, for a GPU machine without the packages: carry build/bin and build/lib there
 	@tools/gpu_check.sh build

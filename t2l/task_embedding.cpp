@@ -19,6 +19,7 @@ bool is_python_space(UChar32 c) {
 }  // namespace
 
 std::string add_full_stop(std::string_view text) {
+  if (text.size() > size_t(INT32_MAX)) fail("a description of {} bytes is too long; shorten it", text.size());
   int32_t begin = 0, end = int32_t(text.size());
   UChar32 c = -1;
   for (int32_t at = begin; at < end; begin = at) {

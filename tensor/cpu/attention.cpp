@@ -209,7 +209,8 @@ void differentiate(const Tiles& tiles, float* scores, float* dp, int64_t rows, i
           slope *= 1 - t * t;
         }
         // Not "seen ? p : 0", which the compiler would turn into branches.
-        const float hide = (k >= stats.first[query]) & (k <= stats.last[query]) ? 0 : -kInfinity;
+        const bool seen = (k >= stats.first[query]) & (k <= stats.last[query]);
+        const float hide = seen ? 0 : -kInfinity;
         s[l] = cpu::exp(x - stats.lse[query] + hide);
         ds[l] = s[l] * (ds[l] - stats.d[query]) * slope;
       }
