@@ -10,7 +10,7 @@ Optimizer::Optimizer(Parameters& parameters, AdamW settings)
       m_(Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device())),
       v_(Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device())) {}
 
-float Optimizer::step(float lr) {
+float Optimizer::step(double lr) {
   settings_.lr = lr;
   Tensor p = parameters_.values();
   const Tensor& g = parameters_.grads();

@@ -11,7 +11,7 @@ class Optimizer {
 
   // One update with the gradients collected so far, at this learning rate; then clears them.
   // Returns the norm of the gradient before clipping.
-  float step(float lr);
+  float step(double lr);
 
   int64_t steps() const { return settings_.step - 1; }  // updates made
   const Tensor& first_moment() const { return m_; }     // f32, as the parameters' slab

@@ -12,12 +12,12 @@ struct AdamWStep {
   float decay, one_minus_b1, b2, one_minus_b2, size, root_correction2, eps, max_norm;
 
   explicit AdamWStep(const AdamW& h)
-      : decay(float(1 - double(h.lr) * double(h.weight_decay))),
-        one_minus_b1(float(1 - double(h.beta1))),
+      : decay(float(1 - h.lr * h.weight_decay)),
+        one_minus_b1(float(1 - h.beta1)),
         b2(float(h.beta2)),
-        one_minus_b2(float(1 - double(h.beta2))),
-        size(float(double(h.lr) / (1 - std::pow(double(h.beta1), double(h.step))))),
-        root_correction2(float(std::sqrt(1 - std::pow(double(h.beta2), double(h.step))))),
+        one_minus_b2(float(1 - h.beta2)),
+        size(float(h.lr / (1 - std::pow(h.beta1, double(h.step))))),
+        root_correction2(float(std::sqrt(1 - std::pow(h.beta2, double(h.step))))),
         eps(float(h.eps)),
         max_norm(float(h.max_norm)) {}
 

@@ -41,7 +41,8 @@ struct AttentionSpans {
 // AdamW (Loshchilov & Hutter, "Decoupled weight decay regularization"), as torch.optim.AdamW computes it; step counts
 // from 1. The gradient is first multiplied by min(1, max_norm / (norm + 1e-6)).
 struct AdamW {
-  float lr = 1e-3f, beta1 = 0.9f, beta2 = 0.999f, eps = 1e-8f, weight_decay = 0.01f, max_norm = 0;
+  // double, as 1 - float(0.999) would be off by 1e-5
+  double lr = 1e-3, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.01, max_norm = 0;
   int64_t step = 1;
 };
 

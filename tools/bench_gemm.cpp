@@ -229,7 +229,7 @@ Json measure(const Shape3& shape, const std::string& name, const cpu::Gemm& base
       const double x = ours[i], y = (*library.c)[i];
       difference += (x - y) * (x - y), size += y * y;
     }
-    row[library.name] = {{"milliseconds", t}, {"relative_difference", std::sqrt(difference / size)}};
+    row[library.name] = {{"milliseconds", t * 1e3}, {"relative_difference", std::sqrt(difference / size)}};
   }
   row["times_as_fast_as_best_twin"] = twin > 0 ? Json(twin / seconds) : Json();
   return row;

@@ -365,8 +365,12 @@ void run_threads(context::transfer_t t) {
     try {
       if (tsan()) __tsan_acquire(&start_token);
       body.call(body.closure);
-      if (tsan()) __tsan_release(&done_token);
       Lane& lane = me();
+      if (tsan()) {  // who has ended counts as arrived everywhere
+        __tsan_release(&done_token);
+        __tsan_release(&block_token[block_parity]);
+        for (char& token : warp_token[lane.linear]) __tsan_release(&token);
+      }
       warps[lane.linear / kWarp].live &= ~(1u << lane.linear % kWarp);
       lane.fiber = nullptr;
       next = next_thread();

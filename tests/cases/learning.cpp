@@ -35,12 +35,12 @@ T2L_OP_TEST(squares);
 
 // Five steps as in Algorithm 2 of the paper, with the gradients of three inputs in turn. Size: elements, clipping?
 AdamW hyper(const Size& s, int64_t step) {
-  return {.lr = 0.01f,
-          .beta1 = 0.9f,
-          .beta2 = 0.99f,
-          .eps = 1e-6f,
-          .weight_decay = 0.1f,
-          .max_norm = s[1] ? 0.5f * std::sqrt(float(s[0])) : 0.0f,
+  return {.lr = 0.01,
+          .beta1 = 0.9,
+          .beta2 = 0.99,
+          .eps = 1e-6,
+          .weight_decay = 0.1,
+          .max_norm = s[1] ? 0.5 * std::sqrt(double(s[0])) : 0.0,
           .step = step};
 }
 const OpTest adamw{
