@@ -99,7 +99,8 @@ inline void cp_async(void* shared, const void* global, int given = Bytes) {
   static_assert(Bytes == 4 || Bytes == 8 || Bytes == 16);
   emu::check_aligned(shared, Bytes);
   emu::check_aligned(global, Bytes);
-  std::memset(shared, 0xff, Bytes);
+  constexpr uint32_t kNaN[4] = {~0u, ~0u, ~0u, ~0u};
+  std::memcpy(shared, kNaN, Bytes);
   emu::queue_copy({shared, global, Bytes, unsigned(given)});
 }
 inline void cp_async_commit() { emu::commit_copies(); }

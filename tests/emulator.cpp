@@ -244,7 +244,9 @@ __global__ void count_kernel(unsigned* n) { atomicAdd(n, 1u); }
 
 __global__ void misaligned_kernel(float* y) { Vec<float>::load(y + 1).store(y + 4); }
 
-__global__ void overflow_kernel() { dynamic_shared<float>()[blockDim.x] = 1; }
+__global__ void overflow_kernel() {
+  if (threadIdx.x == 0) dynamic_shared<float>()[blockDim.x] = 1;
+}
 
 __global__ void votes_kernel(float* y) {
   const int t = int(threadIdx.x);
@@ -574,6 +576,7 @@ TEST_CASE("own_gemm: every form of Matmul, under all schedules") {
         for (const auto& [in, out] : {std::pair{DType::F32, DType::F32}, std::pair{DType::BF16, DType::BF16},
                                       std::pair{DType::BF16, DType::F32}})
           for (const bool aligned : {true, false}) {
+            if (kTsan && ++index % 4) continue;  // it is 30 times slower
             const auto [m, n, k, groups] = size;
             // aligned: rows padded to 128 bits; else dense, or padded by one
             const auto row = [&](int64_t cols) { return aligned ? (cols + 7) / 8 * 8 : cols + int64_t(index % 2); };
@@ -588,7 +591,7 @@ TEST_CASE("own_gemm: every form of Matmul, under all schedules") {
             s.accumulate = index % 5 == 4;
             if (!s.accumulate) s.activation = Activation(index % 4);
             check({s, in, out, !s.accumulate && index % 3 != 0, aligned ? 0 : int(index % 3)}, index);
-            ++index;
+            index += !kTsan;
           }
 }
 

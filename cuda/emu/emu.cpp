@@ -53,14 +53,14 @@ bool tsan() { return __tsan_create_fiber; }
 constexpr unsigned kMaxThreads = 1024, kWarp = 32;
 constexpr size_t kMaxDynamicBytes = 163 * 1024;  // A100, the smallest device we ship for
 constexpr size_t kCanary = 64, kPage = 4096;
-constexpr size_t kTsanStack = 8 * 1024;  // of it, what kernels use
+constexpr size_t kTsanStack = 16 * 1024;  // of it, what kernels use
 
 // ---- fibers ---------------------------------------------------------------------------------------------------------
 
 // Something that can be switched to: a fiber or the host thread that called run.
 struct Context {
   context::fcontext_t at = nullptr;
-  char* stack = nullptr;  // its lowest address
+  char *stack = nullptr, *top = nullptr;  // its lowest address, and where it begins to grow down
   const void* bottom = nullptr;
   size_t size = 0;
   void *fake_stack = nullptr, *tsan_fiber = nullptr;
@@ -134,8 +134,8 @@ void reset(Context& fiber, unsigned i) {
   const size_t bytes = stack_bytes();
   if (asan()) __asan_unpoison_memory_region(fiber.stack, bytes);
   // Staggered, or the busy ends of all stacks would share a few cache sets.
-  char* top = fiber.stack + bytes - i % 32 * 320;
-  fiber.at = context::make_fcontext(top, bytes / 2, run_threads);
+  fiber.top = fiber.stack + bytes - i % 32 * 320;
+  fiber.at = context::make_fcontext(fiber.top, bytes / 2, run_threads);
   fiber.bottom = fiber.stack;
   fiber.size = bytes;
   fiber.fake_stack = nullptr;
@@ -419,7 +419,7 @@ void prepare_block(dim3 grid, dim3 block, size_t b, size_t dynamic_bytes, size_t
   for (const auto& variable : symbols().shared) blank(variable.p, variable.bytes);
   if (tsan()) {
     for (Context& fiber : fibers)
-      if (std::exchange(fiber.used, false)) forget(fiber.stack + stack_bytes() - kTsanStack, kTsanStack);
+      if (std::exchange(fiber.used, false)) forget(fiber.top - kTsanStack, kTsanStack);
   }
   const uint3 at = {unsigned(b % grid.x), unsigned(b / grid.x % grid.y), unsigned(b / grid.x / grid.y)};
   uint3 thread = {0, 0, 0};
@@ -449,17 +449,18 @@ void prepare_block(dim3 grid, dim3 block, size_t b, size_t dynamic_bytes, size_t
   if (tsan()) __tsan_release(&start_token);
 }
 
+bool schedule_is_set = false;
+
 void read_environment() {
-  static const bool once = [] {
-    if (const char* text = std::getenv("T2L_EMU_SCHEDULE")) set_schedule(std::string(text));
-    return true;
-  }();
-  (void)once;
+  if (schedule_is_set) return;
+  schedule_is_set = true;
+  if (const char* text = std::getenv("T2L_EMU_SCHEDULE")) set_schedule(std::string(text));
 }
 
 }  // namespace
 
 void set_schedule(Order o, unsigned s) {
+  schedule_is_set = true;
   order = o;
   seed = s;
 }
@@ -610,6 +611,12 @@ void run(dim3 grid, dim3 block, size_t dynamic_bytes, const Body& kernel) {
     arrange(block_order.data(), unsigned(blocks));
   }
 
+  struct End {
+    ~End() {
+      self = nullptr;
+      if (tsan()) __tsan_acquire(&done_token);
+    }
+  } end;
   for (size_t i = 0; i < blocks; ++i) {
     const size_t b = order == Order::Ascending ? i : order == Order::Descending ? blocks - 1 - i : block_order[i];
     prepare_block(grid, block, b, dynamic_bytes, i);
@@ -623,9 +630,7 @@ void run(dim3 grid, dim3 block, size_t dynamic_bytes, const Body& kernel) {
         __tsan_release(&done_token);
         __tsan_switch_to_fiber(host.tsan_fiber, 1);
       }
-      if (tsan()) __tsan_acquire(&done_token);
       reset_fibers();
-      self = nullptr;
       std::rethrow_exception(std::exchange(error, nullptr));
     }
     for (size_t k = 0; k < kCanary; ++k)
@@ -633,8 +638,6 @@ void run(dim3 grid, dim3 block, size_t dynamic_bytes, const Body& kernel) {
         fail("emulator: kernel {}, block {}: writes past its {} bytes of dynamic shared memory",
              symbols().name_of(body.kernel), b, dynamic_bytes);
   }
-  self = nullptr;
-  if (tsan()) __tsan_acquire(&done_token);
 }
 
 }  // namespace t2l::emu
