@@ -257,6 +257,8 @@ TrainedHypernet load_ours(const std::string& directory, const LoadOptions& optio
     order_from = "--module-order";
   }
   c.layers = w.extent("layer_depth_encoder.0.weight", 0);
+  if (o.get_int("layers") != c.layers)
+    fail("{}: {} layers, but {} has {}", json_path, o.get_int("layers"), w.path, c.layers);
   c.task_dim = w.extent("task_encoder.mlp.0.weight", 1);
   c.head_bias = w.has("heads." + modules[0] + ".bias");
   std::optional<BaseModel> base;

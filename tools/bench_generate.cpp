@@ -1,10 +1,14 @@
-// The main job as a user runs it: a cold t2l-gen process from a checkpoint in the page cache to adapters on disk, beside
-// what the machine allows: copying the checkpoint's bytes twice plus the products at the best rate of the matrix product.
+// The main job as a user runs it: a cold t2l-gen process from a checkpoint in the page cache to adapters on disk,
+// beside what the machine allows: copying the checkpoint's bytes twice plus the products at the best rate of the matrix
+// product.
+#include <fcntl.h>
+#include <omp.h>
 #include <spawn.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
 #include <filesystem>
@@ -40,7 +44,8 @@ struct ChildRun {
 
 // Runs the t2l-gen beside this program.
 ChildRun run_gen(const std::vector<std::string>& arguments, const std::string& scratch) {
-  const std::string program = fs::read_symlink("/proc/self/exe").parent_path() / "t2l-gen", output = scratch + "/report.json";
+  const std::string program = fs::read_symlink("/proc/self/exe").parent_path() / "t2l-gen",
+                    output = scratch + "/report.json";
   std::vector<std::string> all{program};
   all.insert(all.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
@@ -80,7 +85,8 @@ struct Scratch {
 // The checkpoint of an untrained hypernetwork, in the official layout.
 Hypernet write_checkpoint(const std::string& folder, const BaseModel& base, const std::string& variant, uint64_t seed) {
   HypernetConfig c;
-  if (variant != "L" && variant != "M" && variant != "S") throw UsageError(fmt::format("--variant {}: must be L, M or S", variant));
+  if (variant != "L" && variant != "M" && variant != "S")
+    throw UsageError(fmt::format("--variant {}: must be L, M or S", variant));
   c.shared_head = variant != "L";
   c.autoregressive = variant == "S";
   c.objective = HypernetConfig::Objective::Reconstruction;  // whose initial adapters are not zero
@@ -97,17 +103,21 @@ Hypernet write_checkpoint(const std::string& folder, const BaseModel& base, cons
                            Tensor::zeros(*ab == 'A' ? Shape{c.layers, c.rank, m.in} : Shape{c.layers, m.out, c.rank}));
   for (const std::string& name : net.parameters().names()) state.emplace_back(name, net.parameters().value(name));
   write_torch_archive(folder + "/hypermod.pt", state);
-  write_text_file(folder + "/args.yaml", fmt::format("training_task: recon\nfactorized: true\npred_z_score: false\nemb_model: none\nshared_AB_head: {}\n"
-                                                     "autoreg_gen: {}\nmodel_dir: base\n",
-                                                     c.shared_head, c.autoregressive));
-  write_text_file(folder + "/adapter_config.json", R"({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_rslora": true})");
+  write_text_file(
+      folder + "/args.yaml",
+      fmt::format("training_task: recon\nfactorized: true\npred_z_score: false\nemb_model: none\nshared_AB_head: {}\n"
+                  "autoreg_gen: {}\nmodel_dir: base\n",
+                  c.shared_head, c.autoregressive));
+  write_text_file(folder + "/adapter_config.json",
+                  R"({"peft_type": "LORA", "r": 8, "lora_alpha": 16, "use_rslora": true})");
   return net;
 }
 
 }  // namespace
 
 int bench_generate(const CommandLine& cli) {
-  if (!cli.has("model")) throw UsageError("--model is missing: the directory of the base model, of which only config.json is read");
+  if (!cli.has("model"))
+    throw UsageError("--model is missing: the directory of the base model, of which only config.json is read");
   const std::string variant = cli.get("variant", "L");
   const int64_t n = cli.get_int("n", 128), runs = 7;
   if (n < 1) throw UsageError(fmt::format("--n {}: must be positive", n));
@@ -123,17 +133,20 @@ int bench_generate(const CommandLine& cli) {
     return path;
   };
   const auto generate = [&](int64_t count) {
-    return run_gen({"--hypernet", scratch.path, "--embedding", embedding(count), "--out", scratch.path + "/out", "--force", "--device", "cpu",
-                    "--json", "--quiet", "--threads", std::to_string(omp_get_max_threads())},
-                   scratch.path);
+    return run_gen(
+        {"--hypernet", scratch.path, "--embedding", embedding(count), "--out", scratch.path + "/out", "--force",
+         "--device", "cpu", "--json", "--quiet", "--threads", std::to_string(omp_get_max_threads())},
+        scratch.path);
   };
 
   // Ceilings and runs take turns, so that a slow moment of the machine meets them all.
   const size_t bytes = size_t(file_bytes);
   std::vector<char> from(bytes, 1), to(bytes, 2);
   const int64_t rows = 512, columns = net.config().head_out(net.config().modules[0]), inner = net.config().head_in;
-  Tensor x = Tensor::full({rows, inner}, 0.5f), w = Tensor::full({columns, inner}, 0.25f), y = Tensor::empty({rows, columns});
-  const Matmul spec{.m = rows, .n = columns, .k = inner, .transpose_b = true, .lda = inner, .ldb = inner, .ldc = columns};
+  Tensor x = Tensor::full({rows, inner}, 0.5f), w = Tensor::full({columns, inner}, 0.25f),
+         y = Tensor::empty({rows, columns});
+  const Matmul spec{
+      .m = rows, .n = columns, .k = inner, .transpose_b = true, .lda = inner, .ldb = inner, .ldc = columns};
   const double product = 2.0 * double(rows) * double(columns) * double(inner);
   std::vector<double> copy, rate, one;
   double peak_one = 0;
@@ -176,15 +189,21 @@ int bench_generate(const CommandLine& cli) {
                            .dump(2));
     return 0;
   }
-  fmt::print("t2l-gen, {} at the shapes of {}: checkpoint {:.1f} MB, {} threads\n", variant, base.path, file_bytes / 1e6, omp_get_max_threads());
-  fmt::print("ceilings of this run: memcpy of the checkpoint {:.1f} ms, matrix product {:.1f} GFLOP/s\n\n", median(copy) * 1e3, best / 1e9);
+  fmt::print("t2l-gen, {} at the shapes of {}: checkpoint {:.1f} MB, {} threads\n", variant, base.path,
+             file_bytes / 1e6, omp_get_max_threads());
+  fmt::print("ceilings of this run: memcpy of the checkpoint {:.1f} ms, matrix product {:.1f} GFLOP/s\n\n",
+             median(copy) * 1e3, best / 1e9);
   fmt::print("{:<34} {:>10} {:>10} {:>8}\n", "", "measured", "ceiling", "ratio");
-  fmt::print("{:<34} {:>7.1f} ms {:>7.1f} ms {:>7.2f}x\n", "cold start to one adapter", median(one) * 1e3, allowed * 1e3, median(one) / allowed);
-  fmt::print("{:<34} {:>7.0f} MB {:>7.0f} MB {:>7.2f}x\n", "  peak memory, of the checkpoint", peak_one / 1e6, file_bytes / 1e6, peak_one / file_bytes);
-  fmt::print("{:<34} {:>5.1f} GF/s {:>5.1f} GF/s {:>7.0f}%\n", fmt::format("{} adapters, hypernetwork", n), median(many_rate) / 1e9, best / 1e9,
-             100 * median(many_rate) / best);
-  fmt::print("{:<34} {:>7.1f} ms {:>7.1f} ms\n", "  start to all adapters on disk", median(many_seconds) * 1e3, net.flops(n) / best * 1e3);
-  fmt::print("{:<34} {:>7.0f} MB {:>7.0f} MB {:>7.2f}x\n", "  peak memory, of the checkpoint", peak_many / 1e6, file_bytes / 1e6, peak_many / file_bytes);
+  fmt::print("{:<34} {:>7.1f} ms {:>7.1f} ms {:>7.2f}x\n", "cold start to one adapter", median(one) * 1e3,
+             allowed * 1e3, median(one) / allowed);
+  fmt::print("{:<34} {:>7.0f} MB {:>7.0f} MB {:>7.2f}x\n", "  peak memory, of the checkpoint", peak_one / 1e6,
+             file_bytes / 1e6, peak_one / file_bytes);
+  fmt::print("{:<34} {:>5.1f} GF/s {:>5.1f} GF/s {:>7.0f}%\n", fmt::format("{} adapters, hypernetwork", n),
+             median(many_rate) / 1e9, best / 1e9, 100 * median(many_rate) / best);
+  fmt::print("{:<34} {:>7.1f} ms {:>7.1f} ms\n", "  start to all adapters on disk", median(many_seconds) * 1e3,
+             net.flops(n) / best * 1e3);
+  fmt::print("{:<34} {:>7.0f} MB {:>7.0f} MB {:>7.2f}x\n", "  peak memory, of the checkpoint", peak_many / 1e6,
+             file_bytes / 1e6, peak_many / file_bytes);
   return 0;
 }
 

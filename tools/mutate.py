@@ -6,11 +6,11 @@
 A barrier is a call of __syncthreads, __syncwarp, cp_async_wait or cp_async_commit in cuda/*.cu and cuda/*.cuh. For each,
 the translation units that see it are compiled without it in a scratch folder, the tests are linked anew from the build
 in DIR (default build, made with CMake) and run under every schedule until one fails. Survivors are reported and fail the
-run, unless tools/mutate.allow proves that the barrier cannot be missed by a test. Its lines read
+run, unless tools/mutate.allow proves that no test can notice. Its lines read
 
     cuda/FILE #K CALL: proof
 
-where CALL is the K-th barrier of the file, counted from 1; lines that fit no barrier, or one that a test does miss, fail too.
+where CALL is the K-th barrier of the file, counted from 1; lines that fit no barrier, or one that a test does notice, fail too.
 """
 import argparse
 import concurrent.futures
@@ -203,9 +203,9 @@ def main():
             path, (number, line, _, _, call) = futures[future]
             by, proof = future.result(), proofs.get((path, number, call))
             if by and proof:
-                print(f"{path}:{line}: #{number} {call}: in tools/mutate.allow, but missed by {by}")
+                print(f"{path}:{line}: #{number} {call}: in tools/mutate.allow, but noticed by {by}")
             elif by:
-                print(f"{path}:{line}: #{number} {call}: missed by {by}")
+                print(f"{path}:{line}: #{number} {call}: noticed by {by}")
             elif proof:
                 print(f"{path}:{line}: #{number} {call}: allowed: {proof}")
             else:
@@ -213,7 +213,7 @@ def main():
             problems += bool(by) == bool(proof)
             noticed += bool(by)
             sys.stdout.flush()
-    print(f"{len(work)} barriers, {noticed} missed by a test, {problems} problems")
+    print(f"{len(work)} barriers, {noticed} noticed by a test, {problems} problems")
     return 1 if problems else 0
 
 
