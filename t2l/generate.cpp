@@ -1,7 +1,6 @@
 #include "t2l/generate.h"
 
-#include <sys/resource.h>
-#include <unistd.h>
+#include <sched.h>
 
 #include <algorithm>
 #include <chrono>
@@ -48,9 +47,10 @@ GenerateTimes generate_adapters(const TrainedHypernet& trained, const Tensor& ta
     progress(begin);
     writing =
         std::async(std::launch::async, [&trained, &c, &format, &directory, adapters = std::move(adapters), begin, end] {
-          // Computing goes first: the thread that writes yields to it.
-          setpriority(PRIO_PROCESS, id_t(gettid()), 10);
-          const auto start = std::chrono::steady_clock::now();
+          // Computing goes first: this thread runs where the others leave a core, or wait for it.
+      const sched_param lowest{};
+      sched_setscheduler(0, SCHED_IDLE, &lowest);
+      const auto start = std::chrono::steady_clock::now();
           for (int64_t i = begin; i < end; ++i) {
             std::vector<LoraWeights> weights;
             for (int64_t layer = 0; layer < c.layers; ++layer)

@@ -155,6 +155,9 @@ void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows,
   const int64_t max_units = round_up(ceil_div(std::min(k, kernel.kc), kernel.per_unit), 16);
   const int64_t panel_a = max_units * kernel.pitch_a, tile_size = int64_t(mr) * nr;
   const bool one_pass = k <= kernel.kc;
+  // Nothing left to do to a whole tile: it goes into C as it is.
+  const bool straight = one_pass && !transposed && g.output == DType::F32 && !g.bias &&
+                        g.spec.activation == Activation::None && (!g.spec.accumulate || kernel.adds_whole);
 
   static thread_local Scratch scratch_a, scratch_b, scratch_c;
   float* const packed_a = scratch_a.get(row_tiles * panel_a);
@@ -185,13 +188,21 @@ void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows,
       kernel.pack_b(packed_b, b.at(group, j0 + j, k0), b.ld, b.k_is_row, width, depth, units);
       for (int64_t t = 0, i = 0; i < rows; ++t, i += height) {
         const int h = int(std::min(height, rows - i));
-        Ahead ahead{reinterpret_cast<const char*>(packed_b), 0, 0};
+        const char* const nothing = reinterpret_cast<const char*>(packed_b);
+        Ahead ahead{nothing, nothing, 0, 0};
         if (t >= first_ahead && j + nr < cols) {
-          ahead = {static_cast<const char*>(b.at(group, j0 + j + nr, k0)), b.ld * b.size, log2_lines};
-          ahead.p += (t - first_ahead) * rows_per_tile * ahead.stride;
+          const char* next = static_cast<const char*>(b.at(group, j0 + j + nr, k0));
+          const int64_t stride = b.ld * b.size, at = (t - first_ahead) * rows_per_tile;
+          ahead = {next + at * stride, next + (at + (row_tiles == 1 ? rows_per_tile : 0)) * stride, stride, log2_lines};
         }
         if (last) prefetch_c(group, i0 + i, j0 + j, h);
-        kernel.run(tile, packed_a + t * panel_a, packed_b, units, h, k0 > 0, ahead);
+        const void* const panel = packed_a + t * panel_a;
+        if (straight && width == nr && h % kernel.rows_step == 0) {
+          float* at = static_cast<float*>(g.c) + group * g.spec.stride_c + (i0 + i) * g.spec.ldc + j0 + j;
+          kernel.run(at, g.spec.ldc, panel, packed_b, units, h, g.spec.accumulate, ahead);
+          continue;
+        }
+        kernel.run(tile, nr, panel, packed_b, units, h, k0 > 0, ahead);
         if (last) finish(tile, group, i0 + i, j0 + j, h, width);
         if (!one_pass) tile += tile_size;
       }

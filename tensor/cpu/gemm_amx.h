@@ -7,16 +7,17 @@
 namespace t2l::cpu {
 
 template <class Tiles>
-void run_amx(float* tile, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
-  constexpr int64_t kA = 64, kB = 128, kC = 128;  // bytes from row to row
+void run_amx(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
+  constexpr int64_t kA = 64, kB = 128;  // bytes from row to row
+  const int64_t row_c = ldc * 4;
   const char *pa = static_cast<const char*>(a), *pb = static_cast<const char*>(b);
-  char* pc = reinterpret_cast<char*>(tile);
+  char* pc = reinterpret_cast<char*>(c);
   const bool lower = rows > 16;
   if (add) {
-    Tiles::template load<0>(pc, kC);
-    Tiles::template load<1>(pc + 64, kC);
-    if (lower) Tiles::template load<2>(pc + 16 * kC, kC);
-    if (lower) Tiles::template load<3>(pc + 16 * kC + 64, kC);
+    Tiles::template load<0>(pc, row_c);
+    Tiles::template load<1>(pc + 64, row_c);
+    if (lower) Tiles::template load<2>(pc + 16 * row_c, row_c);
+    if (lower) Tiles::template load<3>(pc + 16 * row_c + 64, row_c);
   } else {
     Tiles::template zero<0>();
     Tiles::template zero<1>();
@@ -36,16 +37,27 @@ void run_amx(float* tile, const void* a, const void* b, int64_t units, int rows,
       Tiles::template multiply_add<3, 5, 7>();
     }
   }
-  Tiles::template store<0>(pc, kC);
-  Tiles::template store<1>(pc + 64, kC);
-  if (lower) Tiles::template store<2>(pc + 16 * kC, kC);
-  if (lower) Tiles::template store<3>(pc + 16 * kC + 64, kC);
+  Tiles::template store<0>(pc, row_c);
+  Tiles::template store<1>(pc + 64, row_c);
+  if (lower) Tiles::template store<2>(pc + 16 * row_c, row_c);
+  if (lower) Tiles::template store<3>(pc + 16 * row_c + 64, row_c);
 }
 
 template <class Tiles>
 constexpr GemmKernel amx_kernel() {
-  return {32,           32,        16, 32, 2, 16, 1024, pack<PairUnits, 32, true>, pack<PairUnits, 32>, run_amx<Tiles>,
-          Tiles::begin, Tiles::end};
+  return {32,
+          32,
+          16,
+          32,
+          2,
+          16,
+          1024,
+          pack<PairUnits, 32, true>,
+          pack<PairUnits, 32>,
+          false,
+          run_amx<Tiles>,
+          Tiles::begin,
+          Tiles::end};
 }
 
 }  // namespace t2l::cpu

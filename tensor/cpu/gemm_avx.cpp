@@ -8,7 +8,7 @@ namespace t2l::cpu {
 namespace {
 
 template <int R>
-void tile_avx2(float* tile, const float* a, const float* b, int64_t units, bool add, Ahead ahead) {
+void tile_avx2(float* to, int64_t ldc, const float* a, const float* b, int64_t units, bool add, Ahead ahead) {
   __m256 c[R][2] = {};
   for (int64_t u = 0; u < units; ++u, a += 8, b += 16) {
     fetch(ahead, u);
@@ -24,8 +24,8 @@ void tile_avx2(float* tile, const float* a, const float* b, int64_t units, bool 
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      float* t = tile + i * 16 + j * 8;
-      _mm256_store_ps(t, add ? _mm256_add_ps(_mm256_load_ps(t), c[i][j]) : c[i][j]);
+      float* t = to + i * ldc + j * 8;
+      _mm256_storeu_ps(t, add ? _mm256_add_ps(_mm256_loadu_ps(t), c[i][j]) : c[i][j]);
     }
 }
 
@@ -42,7 +42,8 @@ struct Bf16Pairs {  // c + x[2i] y[2i] + x[2i + 1] y[2i + 1], and subnormals are
 };
 
 template <class Op, int R>
-T2L_AVX512 void tile_avx512(float* tile, const float* a, const float* b, int64_t units, bool add, Ahead ahead) {
+T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const float* a, const float* b, int64_t units, bool add,
+                            Ahead ahead) {
   __m512 c[R][2];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) c[i][0] = c[i][1] = _mm512_setzero_ps();
@@ -60,37 +61,36 @@ T2L_AVX512 void tile_avx512(float* tile, const float* a, const float* b, int64_t
   for (int i = 0; i < R; ++i)
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
-      float* t = tile + i * 32 + j * 16;
-      _mm512_store_ps(t, add ? _mm512_add_ps(_mm512_load_ps(t), c[i][j]) : c[i][j]);
+      float* t = to + i * ldc + j * 16;
+      _mm512_storeu_ps(t, add ? _mm512_add_ps(_mm512_loadu_ps(t), c[i][j]) : c[i][j]);
     }
 }
 
-using Tile = void (*)(float*, const float*, const float*, int64_t, bool, Ahead);
+using Tile = void (*)(float*, int64_t, const float*, const float*, int64_t, bool, Ahead);
 
-template <int... I>
-void run_avx2(float* tile, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
+void run_avx2(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
   static constexpr Tile kTiles[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
-  kTiles[rows - 1](tile, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
+  kTiles[rows - 1](c, ldc, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
 }
 
 template <class Op>
-void run_avx512(float* tile, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
+void run_avx512(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
   static constexpr auto kTiles = []<int... I>(std::integer_sequence<int, I...>) {
     return std::array<Tile, sizeof...(I)>{tile_avx512<Op, I + 1>...};
   }
   (std::make_integer_sequence<int, 14>());
-  kTiles[rows - 1](tile, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
+  kTiles[rows - 1](c, ldc, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
 }
 
 }  // namespace
 
-const GemmKernel kAvx2F32 = {6, 16, 1, 8, 1, 1, 512, pack<F32Units, 8>, pack<F32Units, 16>, run_avx2<>};
-const GemmKernel kAvx2BF16 = {6, 16, 1, 8, 1, 1, 512, pack<WidenedUnits, 8>, pack<WidenedUnits, 16>, run_avx2<>};
+const GemmKernel kAvx2F32 = {6, 16, 1, 8, 1, 1, 512, pack<F32Units, 8>, pack<F32Units, 16>, true, run_avx2};
+const GemmKernel kAvx2BF16 = {6, 16, 1, 8, 1, 1, 512, pack<WidenedUnits, 8>, pack<WidenedUnits, 16>, true, run_avx2};
 const GemmKernel kAvx512F32 = {
-    14, 32, 1, 16, 1, 1, 512, pack<F32Units, 16>, pack<F32Units, 32>, run_avx512<F32Singles>};
+    14, 32, 1, 16, 1, 1, 512, pack<F32Units, 16>, pack<F32Units, 32>, true, run_avx512<F32Singles>};
 const GemmKernel kAvx512WidenBF16 = {
-    14, 32, 1, 16, 1, 1, 512, pack<WidenedUnits, 16>, pack<WidenedUnits, 32>, run_avx512<F32Singles>};
+    14, 32, 1, 16, 1, 1, 512, pack<WidenedUnits, 16>, pack<WidenedUnits, 32>, true, run_avx512<F32Singles>};
 const GemmKernel kAvx512BF16 = {
-    14, 32, 1, 16, 2, 1, 1024, pack<PairUnits, 16>, pack<PairUnits, 32>, run_avx512<Bf16Pairs>};
+    14, 32, 1, 16, 2, 1, 1024, pack<PairUnits, 16>, pack<PairUnits, 32>, true, run_avx512<Bf16Pairs>};
 
 }  // namespace t2l::cpu

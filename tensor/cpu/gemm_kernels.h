@@ -14,9 +14,9 @@ namespace t2l::cpu {
 // src: element (w, k) at [w * ld + k], or [k * ld + w] if k is the row, for w < width, k < depth.
 using Pack = void (*)(void* dst, const void* src, int64_t ld, bool k_is_row, int width, int64_t depth, int64_t units);
 
-// Memory to fetch into L2 while a kernel runs, a line per unit: lines along rows of 2^log2_lines of them.
+// Memory to fetch into L2 while a kernel runs, a line per unit from p and q each: along rows of 2^log2_lines lines.
 struct Ahead {
-  const char* p;
+  const char *p, *q;
   int64_t stride;  // bytes from row to row
   int log2_lines;
 };
@@ -29,8 +29,9 @@ struct GemmKernel {
   int units_step;  // panels are zero-padded to a multiple of this many units
   int64_t kc;      // elements of k per pass. A constant, as sums are rounded where passes meet
   Pack pack_a, pack_b;
-  // tile [rows, nr] (+)= A B, over one pass. Rows at a distance of nr; those in [rows, mr) may be overwritten.
-  void (*run)(float* tile, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead);
+  bool adds_whole;  // whether add is one addition of the pass's sum, or each product is added
+  // c [rows, nr] (+)= A B, over one pass; rows up to a multiple of rows_step may be overwritten.
+  void (*run)(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead);
   void (*begin)() = nullptr;  // before the first and after the last run of a thread
   void (*end)() = nullptr;
 };

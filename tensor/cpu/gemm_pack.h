@@ -40,7 +40,9 @@ struct PairUnits {
 
 inline void fetch(const Ahead& ahead, int64_t u) {
   const int64_t line = u & ((1 << ahead.log2_lines) - 1);
-  _mm_prefetch(ahead.p + (u >> ahead.log2_lines) * ahead.stride + line * 64, _MM_HINT_T1);
+  const int64_t at = (u >> ahead.log2_lines) * ahead.stride + line * 64;
+  _mm_prefetch(ahead.p + at, _MM_HINT_T1);
+  _mm_prefetch(ahead.q + at, _MM_HINT_T1);
 }
 
 inline void transpose(__m256 (&r)[8]) {
