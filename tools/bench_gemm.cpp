@@ -142,7 +142,7 @@ double copy_bandwidth() {
 struct Library {
   const char* name;
   std::function<void()> multiply;
-  std::vector<float>* c;
+  Tensor c;
   std::vector<double> seconds = {};
 };
 
@@ -169,35 +169,51 @@ std::function<void()> dnnl_matmul(const cpu::Gemm& g) {
 }
 #endif
 
-template <class T>
-Json measure(const Shape3& shape, const std::string& name, const cpu::Gemm& base, const std::vector<T>& a,
-             const std::vector<T>& b) {
-  const size_t elements = size_t(shape.m * shape.n);
-  std::vector<float> ours(elements), openblas, onednn;
-  cpu::Gemm g = base;
-  g.a = a.data(), g.b = b.data(), g.c = ours.data();
+Tensor numbers(int64_t rows, int64_t cols, DType dtype) {
+  const Tensor t = Tensor::empty({rows, cols});
+  float* p = t.data<float>();
+#pragma omp parallel for
+  for (int64_t i = 0; i < rows * cols; ++i) p[i] = unit_uniform(uint32_t(i) * 2654435761u) - 0.5f;
+  return t.to(dtype);
+}
+
+Json measure(const Shape3& shape, DType dtype, const std::string& name) {
+  const bool ta = shape.transpose_a, tb = shape.transpose_b;
+  const Tensor a = numbers(ta ? shape.k : shape.m, ta ? shape.m : shape.k, dtype);
+  const Tensor b = numbers(tb ? shape.n : shape.k, tb ? shape.k : shape.n, dtype);
+  const auto output = [&] { return Tensor::empty({shape.m, shape.n}); };
+  cpu::Gemm g;
+  g.input = dtype;
+  g.spec.m = shape.m, g.spec.n = shape.n, g.spec.k = shape.k;
+  g.spec.transpose_a = ta, g.spec.transpose_b = tb;
+  g.spec.lda = a.cols(), g.spec.ldb = b.cols(), g.spec.ldc = shape.n;
+  const Tensor ours = output();
+  g.a = a.raw(), g.b = b.raw(), g.c = ours.raw();
 
   std::vector<Library> libraries;
-  libraries.push_back({"t2l", [g] { cpu::gemm(g); }, &ours});
+  libraries.push_back({"t2l", [g] { cpu::gemm(g); }, ours});
 #ifdef T2L_HAVE_OPENBLAS
   if (g.input == DType::F32) {  // this OpenBLAS has no bf16 product
-    openblas.resize(elements);
+    const Tensor c = output();
     openblas_set_num_threads(omp_get_max_threads());
     libraries.push_back({"openblas",
-                         [&, s = g.spec] {
+                         [g, c] {
+                           const Matmul& s = g.spec;
                            const auto t = [](bool transposed) { return transposed ? CblasTrans : CblasNoTrans; };
                            cblas_sgemm(CblasRowMajor, t(s.transpose_a), t(s.transpose_b), int(s.m), int(s.n), int(s.k),
                                        1, static_cast<const float*>(g.a), int(s.lda), static_cast<const float*>(g.b),
-                                       int(s.ldb), 0, openblas.data(), int(s.ldc));
+                                       int(s.ldb), 0, c.data<float>(), int(s.ldc));
                          },
-                         &openblas});
+                         c});
   }
 #endif
 #ifdef T2L_HAVE_DNNL
-  onednn.resize(elements);
-  cpu::Gemm d = g;
-  d.c = onednn.data();
-  libraries.push_back({"onednn", dnnl_matmul(d), &onednn});
+  {
+    cpu::Gemm other = g;
+    const Tensor c = output();
+    other.c = c.raw();
+    libraries.push_back({"onednn", dnnl_matmul(other), c});
+  }
 #endif
 
   const double flops = 2.0 * double(shape.m) * double(shape.n) * double(shape.k);
@@ -233,33 +249,14 @@ Json measure(const Shape3& shape, const std::string& name, const cpu::Gemm& base
     const double t = median(library.seconds);
     twin = twin == 0 ? t : std::min(twin, t);
     double difference = 0, size = 0;
-    for (size_t i = 0; i < elements; ++i) {
-      const double x = ours[i], y = (*library.c)[i];
+    for (int64_t i = 0; i < ours.size(); ++i) {
+      const double x = ours.data<float>()[i], y = library.c.data<float>()[i];
       difference += (x - y) * (x - y), size += y * y;
     }
     row[library.name] = {{"milliseconds", t * 1e3}, {"relative_difference", std::sqrt(difference / size)}};
   }
   row["times_as_fast_as_best_twin"] = twin > 0 ? Json(twin / seconds) : Json();
   return row;
-}
-
-template <class T>
-std::vector<T> numbers(int64_t n) {
-  std::vector<T> v(static_cast<size_t>(n));
-#pragma omp parallel for
-  for (int64_t i = 0; i < n; ++i) v[size_t(i)] = unit_uniform(uint32_t(i) * 2654435761u) - 0.5f;
-  return v;
-}
-
-template <class T>
-Json measure(const Shape3& shape, const std::string& name) {
-  cpu::Gemm g;
-  g.input = dtype_of<T>::value;
-  g.spec.m = shape.m, g.spec.n = shape.n, g.spec.k = shape.k;
-  g.spec.transpose_a = shape.transpose_a, g.spec.transpose_b = shape.transpose_b;
-  g.spec.lda = shape.transpose_a ? shape.m : shape.k, g.spec.ldb = shape.transpose_b ? shape.k : shape.n;
-  g.spec.ldc = shape.n;
-  return measure<T>(shape, name, g, numbers<T>(shape.m * shape.k), numbers<T>(shape.k * shape.n));
 }
 
 }  // namespace
@@ -278,7 +275,7 @@ int bench_gemm(const CommandLine& cli) {
       const std::string name = fmt::format("{} {}x{}x{} {}{} {}", s.use, s.m, s.n, s.k, s.transpose_a ? 'T' : 'N',
                                            s.transpose_b ? 'T' : 'N', name_of(dtype));
       if (name.find(filter) == std::string::npos) continue;
-      Json row = dtype == DType::F32 ? measure<float>(s, name) : measure<bf16>(s, name);
+      Json row = measure(s, dtype, name);
       const auto twin = [&](const char* library) {
         return row.contains(library) ? fmt::format("{:.3f}", row[library]["milliseconds"].get<double>()) : "-";
       };

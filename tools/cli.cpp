@@ -5,6 +5,7 @@
 
 #include <csignal>
 #include <cstdio>
+#include <fstream>
 #include <iostream>
 #include <sstream>
 
@@ -105,6 +106,14 @@ int run_program(const std::function<int()>& body) {
     report(e.what());
   }
   return 1;
+}
+
+double peak_resident_bytes() {
+  // Not getrusage: its figure includes what the parent had before this program was executed.
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);)
+    if (line.starts_with("VmHWM:")) return std::stod(line.substr(6)) * 1024;
+  return 0;
 }
 
 Progress::Progress(std::string what, int64_t total, bool quiet)

@@ -64,6 +64,9 @@ class Progress {
   Clock::time_point begin_ = Clock::now(), last_ = begin_;
 };
 
+// The most memory this process has had resident so far, in bytes (VmHWM).
+double peak_resident_bytes();
+
 // Seconds since the last call, or since construction.
 class Stopwatch {
  public:

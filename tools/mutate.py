@@ -3,14 +3,15 @@
 
     mutate.py [--build DIR] [--target TEST]... [--file REGEX] [--filter CATCH_FILTER] [--jobs N] [--list]
 
-A barrier is a call of __syncthreads, __syncwarp, cp_async_wait or cp_async_commit in cuda/*.cu and cuda/*.cuh. For each,
-the translation units that see it are compiled without it in a scratch folder, the tests are linked anew from the build
-in DIR (default build, made with CMake) and run under every schedule until one fails. Survivors are reported and fail the
-run, unless tools/mutate.allow proves that no test can notice. Its lines read
+A barrier is a call of __syncthreads, __syncwarp, cp_async_wait or cp_async_commit in cuda/*.cu and cuda/*.cuh. For
+each, the translation units that see it are compiled without it in a scratch folder, the tests are linked anew from the
+build in DIR (default build, made with CMake) and run under every schedule until one fails. Survivors are reported and
+fail the run, unless tools/mutate.allow proves that no test can notice. Its lines read
 
     cuda/FILE #K CALL: proof
 
-where CALL is the K-th barrier of the file, counted from 1; lines that fit no barrier, or one that a test does notice, fail too.
+where CALL is the K-th barrier of the file, counted from 1; lines that fit no barrier, or one that a test does notice,
+fail too.
 """
 import argparse
 import concurrent.futures

@@ -295,6 +295,7 @@ int run(int argc, char** argv) {
                             {"variant", trained.net.config().variant()},
                             {"encoder", tasks.encoder},
                             {"device", name_of(cli.device)},
+                            {"peak_rss_mib", peak_resident_bytes() / (1 << 20)},
                             {"warnings", trained.warnings}}
                            .dump(2));
   } else if (!cli.quiet) {

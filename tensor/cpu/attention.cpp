@@ -66,11 +66,12 @@ class Tiles {
                      int(std::min<int64_t>(nr_, cols - j)), depth, depth);
   }
   void multiply(float* product, const float* left, const float* right, int64_t cols, int64_t depth, bool add) const {
-    const Ahead nothing{reinterpret_cast<const char*>(right), 0, 0};  // all is in the cache already
+    const char* const here = reinterpret_cast<const char*>(right);
+    const Ahead nothing{here, here, 0, 0};  // all is in the cache already
     for (int64_t j = 0; j < cols; j += nr_)
       for (int64_t t = 0, i = 0; i < rows_; ++t, i += height_)
-        sums_.run(product + row(i) + panel(j), left + t * left_panel(depth), right + j * round_up(depth, kLanes), depth,
-                  height(i), add, nothing);
+        sums_.run(product + row(i) + panel(j), nr_, left + t * left_panel(depth), right + j * round_up(depth, kLanes),
+                  depth, height(i), add, nothing);
   }
   // to[i * ld + j] = product(i, j) factor(i)
   template <class T, class F>
