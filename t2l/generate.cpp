@@ -1,9 +1,10 @@
 #include "t2l/generate.h"
 
-#include <sched.h>
+#include <pthread.h>
 
 #include <algorithm>
 #include <chrono>
+#include <thread>
 
 namespace t2l {
 namespace {
@@ -30,7 +31,14 @@ GenerateTimes generate_adapters(const TrainedHypernet& trained, const Tensor& ta
   const HypernetConfig& c = trained.net.config();
   const int64_t n = task.dim(0), chunk = chunk_size(trained);
   GenerateTimes times;
-  std::future<double> writing;
+  std::future<double> written;
+  std::jthread writer;
+  const sched_param any{};
+  const auto wait_for_writer = [&] {
+    if (!writer.joinable()) return;
+    pthread_setschedparam(writer.native_handle(), SCHED_OTHER, &any);  // nothing else to do
+    times.writing += written.get();
+  };
   for (int64_t begin = 0; begin < n; begin += chunk) {
     const int64_t end = std::min(n, begin + chunk);
     const auto t = std::chrono::steady_clock::now();
@@ -43,36 +51,32 @@ GenerateTimes generate_adapters(const TrainedHypernet& trained, const Tensor& ta
       a.value = a.value.to(Device::CPU);
       b.value = b.value.to(Device::CPU);
     }
-    if (writing.valid()) times.writing += writing.get();
+    wait_for_writer();
     progress(begin);
-    writing =
-        std::async(std::launch::async, [&trained, &c, &format, &directory, adapters = std::move(adapters), begin, end] {
-          // Computing goes first: this thread runs where the others leave a core, or wait for it.
-      const sched_param lowest{};
-      sched_setscheduler(0, SCHED_IDLE, &lowest);
+    std::packaged_task<double()> write([&trained, &c, &format, &directory, adapters = std::move(adapters), begin, end] {
       const auto start = std::chrono::steady_clock::now();
-          for (int64_t i = begin; i < end; ++i) {
-            std::vector<LoraWeights> weights;
-            for (int64_t layer = 0; layer < c.layers; ++layer)
-              for (size_t m = 0; m < adapters.size(); ++m) {
-                const AdaptedModule& module = c.modules[m];
-                const int64_t row = (i - begin) * c.layers + layer, rows = (end - begin) * c.layers;
-                weights.push_back({module.name, layer,
-                                   adapters[m]
-                                       .a.value.reshape({rows, c.rank, module.in})
-                                       .slice(row, row + 1)
-                                       .reshape({c.rank, module.in}),
-                                   adapters[m]
-                                       .b.value.reshape({rows, module.out, c.rank})
-                                       .slice(row, row + 1)
-                                       .reshape({module.out, c.rank})});
-              }
-            write_adapter(directory(i), trained.adapter, weights, format);
+      for (int64_t i = begin; i < end; ++i) {
+        std::vector<LoraWeights> weights;
+        for (int64_t layer = 0; layer < c.layers; ++layer)
+          for (size_t m = 0; m < adapters.size(); ++m) {
+            const auto one = [&](const Var& all) {  // [n, layers, x, y] -> [x, y]
+              const int64_t row = (i - begin) * c.layers + layer;
+              return all.value.reshape({(end - begin) * c.layers, all.dim(2), all.dim(3)})
+                  .slice(row, row + 1)
+                  .reshape({all.dim(2), all.dim(3)});
+            };
+            weights.push_back({c.modules[m].name, layer, one(adapters[m].a), one(adapters[m].b)});
           }
-          return seconds_since(start);
-        });
+        write_adapter(directory(i), trained.adapter, weights, format);
+      }
+      return seconds_since(start);
+    });
+    written = write.get_future();
+    writer = std::jthread(std::move(write));
+    // Computing goes first: writing takes the cores that it leaves.
+    pthread_setschedparam(writer.native_handle(), SCHED_IDLE, &any);
   }
-  if (writing.valid()) times.writing += writing.get();
+  wait_for_writer();
   progress(n);
   return times;
 }

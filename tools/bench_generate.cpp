@@ -131,10 +131,10 @@ int bench_generate(const CommandLine& cli) {
     return path;
   };
   const auto generate = [&](int64_t count) {
-    return run_gen(
-        {"--hypernet", scratch.path, "--embedding", embedding(count), "--out", scratch.path + "/out", "--force",
-         "--device", "cpu", "--json", "--quiet", "--threads", std::to_string(omp_get_max_threads())},
-        scratch.path);
+    fs::remove_all(scratch.path + "/out");
+    return run_gen({"--hypernet", scratch.path, "--embedding", embedding(count), "--out", scratch.path + "/out",
+                    "--device", "cpu", "--json", "--quiet", "--threads", std::to_string(omp_get_max_threads())},
+                   scratch.path);
   };
 
   // Ceilings and runs take turns, so that a slow moment of the machine meets them all.

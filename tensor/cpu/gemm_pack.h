@@ -104,7 +104,10 @@ void pack_panel(float* dst, const typename Units::T* src, int64_t ld, int width,
           // Rows the panel has and the source has not are never looked at; they repeat the last one.
           const int rows = std::min(8, width - w);
           const Block<T, 8, 8 * kPer> block(src + w * ld + k, ld, depth - k < 8 * kPer ? rows : 8, depth - k);
-          for (int i = 0; i < 8; ++i) r[i] = Units::along(block.p + std::min(i, rows - 1) * block.step);
+          if (rows == 8)
+            for (int i = 0; i < 8; ++i) r[i] = Units::along(block.p + i * block.step);
+          else
+            for (int i = 0; i < 8; ++i) r[i] = Units::along(block.p + std::min(i, rows - 1) * block.step);
         }
         if constexpr (kKIsRow == kTileRows) transpose(r);
         for (int i = 0; i < 8; ++i)
