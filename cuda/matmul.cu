@@ -13,6 +13,7 @@
 #include "cuda/grid.cuh"
 #ifdef __CUDACC__
 #include <cublasLt.h>
+#include <dlfcn.h>
 #else
 #include <cstdlib>
 
@@ -72,9 +73,50 @@ bool is_small_or_odd(const Tensor& c, const Tensor& a, const Tensor& b, const Te
 
 #ifdef __CUDACC__
 
-void lt_check(cublasStatus_t e, const char* what) {
-  if (e != CUBLAS_STATUS_SUCCESS) fail("cuBLASLt: {}: {}", what, cublasLtGetStatusString(e));
-}
+// cuBLASLt is half a gigabyte, so it is loaded when the first large product comes, not when a program starts.
+class LtLibrary {
+ public:
+  static const LtLibrary& get() {
+    static const LtLibrary library;
+    return library;
+  }
+  explicit operator bool() const { return handle_; }
+  void check(cublasStatus_t e, const char* what) const {
+    if (e != CUBLAS_STATUS_SUCCESS) fail("cuBLASLt: {}: {}", what, cublasLtGetStatusString(e));
+  }
+
+ private:
+  static void* open() {
+    const std::string name = "libcublasLt.so." + std::to_string(CUBLAS_VER_MAJOR);
+    for (const std::string& path : {name, T2L_CUDA_LIBRARIES "/" + name})
+      if (void* handle = dlopen(path.c_str(), RTLD_NOW | RTLD_LOCAL)) return handle;
+    fmt::print(stderr,
+               "warning: {} was not found, so large products take our own kernel; install it or set LD_LIBRARY_PATH\n",
+               name);
+    return nullptr;
+  }
+  template <class F>
+  F find(const char* name) const {
+    void* const f = handle_ ? dlsym(handle_, name) : nullptr;
+    if (handle_ && !f) fail("cuBLASLt has no {}; install the version this program was built with", name);
+    return reinterpret_cast<F>(f);
+  }
+  void* const handle_ = open();
+
+ public:
+#define T2L_LT(function) decltype(&::function) function = find<decltype(&::function)>(#function)
+  T2L_LT(cublasLtCreate);
+  T2L_LT(cublasLtMatmul);
+  T2L_LT(cublasLtMatmulAlgoGetHeuristic);
+  T2L_LT(cublasLtMatmulDescInit_internal);
+  T2L_LT(cublasLtMatmulDescSetAttribute);
+  T2L_LT(cublasLtMatrixLayoutInit_internal);
+  T2L_LT(cublasLtMatrixLayoutSetAttribute);
+  T2L_LT(cublasLtMatmulPreferenceInit_internal);
+  T2L_LT(cublasLtMatmulPreferenceSetAttribute);
+  T2L_LT(cublasLtGetStatusString);
+#undef T2L_LT
+};
 
 class Lt {
  public:
@@ -105,9 +147,9 @@ class Lt {
     if (!p.found) return false;
     if (bias) set(p, CUBLASLT_MATMUL_DESC_BIAS_POINTER, static_cast<const void*>(bias->raw()));
     const float alpha = 1, beta = s.accumulate ? 1 : 0;
-    lt_check(cublasLtMatmul(handle_, &p.product, &alpha, b.raw(), &p.b, a.raw(), &p.a, &beta, c.raw(), &p.c, c.raw(),
-                            &p.c, &p.algorithm, workspace_.raw(), kWorkspace, stream),
-             "product");
+    lt_.check(lt_.cublasLtMatmul(handle_, &p.product, &alpha, b.raw(), &p.b, a.raw(), &p.a, &beta, c.raw(), &p.c,
+                                 c.raw(), &p.c, &p.algorithm, workspace_.raw(), kWorkspace, stream),
+              "product");
     return true;
   }
 
@@ -126,30 +168,32 @@ class Lt {
     bool found = false;
   };
 
-  Lt() { lt_check(cublasLtCreate(&handle_), "start"); }
+  Lt() { lt_.check(lt_.cublasLtCreate(&handle_), "start"); }
 
   template <class T>
-  static void set(Plan& p, cublasLtMatmulDescAttributes_t attribute, const T& value) {
-    lt_check(cublasLtMatmulDescSetAttribute(&p.product, attribute, &value, sizeof(value)), "describe a product");
+  void set(Plan& p, cublasLtMatmulDescAttributes_t attribute, const T& value) {
+    lt_.check(lt_.cublasLtMatmulDescSetAttribute(&p.product, attribute, &value, sizeof(value)), "describe a product");
   }
 
-  static void layout(cublasLtMatrixLayoutOpaque_t& l, DType type, int64_t rows, int64_t cols, int64_t ld,
-                     const Matmul& s, int64_t stride) {
-    lt_check(
-        cublasLtMatrixLayoutInit(&l, type == DType::F32 ? CUDA_R_32F : CUDA_R_16BF, uint64_t(cols), uint64_t(rows), ld),
-        "describe a matrix");
+  void layout(cublasLtMatrixLayoutOpaque_t& l, DType type, int64_t rows, int64_t cols, int64_t ld, const Matmul& s,
+              int64_t stride) {
+    lt_.check(lt_.cublasLtMatrixLayoutInit_internal(&l, sizeof l, type == DType::F32 ? CUDA_R_32F : CUDA_R_16BF,
+                                                    uint64_t(cols), uint64_t(rows), ld),
+              "describe a matrix");
     if (s.groups == 1) return;
     const auto groups = int32_t(s.groups);
-    lt_check(cublasLtMatrixLayoutSetAttribute(&l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &groups, sizeof(groups)),
-             "describe groups");
-    lt_check(cublasLtMatrixLayoutSetAttribute(&l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof(stride)),
-             "describe groups");
+    lt_.check(lt_.cublasLtMatrixLayoutSetAttribute(&l, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &groups, sizeof(groups)),
+              "describe groups");
+    lt_.check(
+        lt_.cublasLtMatrixLayoutSetAttribute(&l, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET, &stride, sizeof(stride)),
+        "describe groups");
   }
 
   void make(Plan& p, DType out, DType in, const Tensor* bias, const Matmul& s) {
     if (s.groups > INT32_MAX) return;
     // True f32: CUBLAS_COMPUTE_32F never takes TF32.
-    lt_check(cublasLtMatmulDescInit(&p.product, CUBLAS_COMPUTE_32F, CUDA_R_32F), "describe a product");
+    lt_.check(lt_.cublasLtMatmulDescInit_internal(&p.product, sizeof p.product, CUBLAS_COMPUTE_32F, CUDA_R_32F),
+              "describe a product");
     set(p, CUBLASLT_MATMUL_DESC_TRANSA, s.transpose_b ? CUBLAS_OP_T : CUBLAS_OP_N);
     set(p, CUBLASLT_MATMUL_DESC_TRANSB, s.transpose_a ? CUBLAS_OP_T : CUBLAS_OP_N);
     if (bias) {
@@ -161,9 +205,9 @@ class Lt {
     layout(p.b, in, s.transpose_b ? s.n : s.k, s.transpose_b ? s.k : s.n, s.ldb, s, s.stride_b);
     layout(p.c, out, s.m, s.n, s.ldc, s, s.stride_c);
     cublasLtMatmulPreferenceOpaque_t preference;
-    lt_check(cublasLtMatmulPreferenceInit(&preference), "preferences");
+    lt_.check(lt_.cublasLtMatmulPreferenceInit_internal(&preference, sizeof preference), "preferences");
     const auto prefer = [&](cublasLtMatmulPreferenceAttributes_t attribute, const auto& value) {
-      lt_check(cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)), "preferences");
+      lt_.check(lt_.cublasLtMatmulPreferenceSetAttribute(&preference, attribute, &value, sizeof(value)), "preferences");
     };
     prefer(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, kWorkspace);
     // Parts of a sum over k are added in f32 and in a fixed order.
@@ -175,18 +219,19 @@ class Lt {
     cublasLtMatmulHeuristicResult_t best{};
     int count = 0;
     const cublasStatus_t e =
-        cublasLtMatmulAlgoGetHeuristic(handle_, &p.product, &p.b, &p.a, &p.c, &p.c, &preference, 1, &best, &count);
+        lt_.cublasLtMatmulAlgoGetHeuristic(handle_, &p.product, &p.b, &p.a, &p.c, &p.c, &preference, 1, &best, &count);
     p.found = e == CUBLAS_STATUS_SUCCESS && count > 0 && best.state == CUBLAS_STATUS_SUCCESS;
     p.algorithm = best.algo;
   }
 
+  const LtLibrary& lt_ = LtLibrary::get();
   cublasLtHandle_t handle_{};
   Tensor workspace_ = Tensor::empty({int64_t(kWorkspace / 4)}, DType::F32, Device::CUDA);
   std::map<Key, Plan> plans_;
 };
 
 bool library(Stream stream, Tensor& c, const Tensor& a, const Tensor& b, const Tensor* bias, const Matmul& s) {
-  return Lt::instance()(stream, c, a, b, bias, s);
+  return LtLibrary::get() && Lt::instance()(stream, c, a, b, bias, s);
 }
 
 #else
