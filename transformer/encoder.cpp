@@ -3,6 +3,8 @@
 #include <cmath>
 #include <numeric>
 
+#include "nn/spans.h"
+
 namespace t2l {
 namespace {
 
@@ -122,7 +124,7 @@ std::vector<Var*> TextEncoder::parameters() {
 }
 
 TextEncoder::Packed TextEncoder::pack(const TokenIds& texts) const {
-  std::vector<int32_t> ids, positions, offsets = {0}, lengths, first_key, last_key;
+  std::vector<int32_t> ids, positions, offsets = {0};
   size_t longest = 0;
   for (size_t s = 0; s < texts.size(); ++s) {
     const size_t n = texts[s].size();
@@ -137,9 +139,6 @@ TextEncoder::Packed TextEncoder::pack(const TokenIds& texts) const {
              id, s, config_.vocab);
     ids.insert(ids.end(), texts[s].begin(), texts[s].end());
     for (size_t i = 0; i < n; ++i) positions.push_back(int32_t(i));
-    first_key.insert(first_key.end(), n, offsets.back());  // every token of a text sees all of it
-    last_key.insert(last_key.end(), n, int32_t(ids.size() - 1));
-    lengths.push_back(int32_t(n));
     offsets.push_back(int32_t(ids.size()));
     longest = std::max(longest, n);
   }
@@ -155,12 +154,7 @@ TextEncoder::Packed TextEncoder::pack(const TokenIds& texts) const {
   p.offsets = Tensor::from(offsets, on);
   p.first = Tensor::from(first, on);
   p.last = Tensor::from(last, on);
-  p.spans = {.q_offsets = p.offsets,
-             .k_begin = p.first,
-             .k_len = Tensor::from(lengths, on),
-             .first = Tensor::from(first_key, on),
-             .last = Tensor::from(last_key, on),
-             .scale = 1 / std::sqrt(float(config_.head_dim()))};
+  p.spans = full_spans(offsets, 1 / std::sqrt(float(config_.head_dim())), on);
   if (!config_.rotary()) return p;
 
   const std::vector<double> frequency = config_.rope_frequencies();

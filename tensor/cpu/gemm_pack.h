@@ -92,9 +92,9 @@ void pack_panel(float* dst, const typename Units::T* src, int64_t ld, int width,
     return;
   }
   // A block's two halves of a cache line one after the other, as rows at a power of two compete for a cache set.
-  for (int64_t u0 = 0; u0 < units; u0 += 16)
+  for (int64_t u0 = 0; u0 < units; u0 += 32)
     for (int w = 0; w < width; w += 8)
-      for (int64_t u = u0; u < std::min(u0 + 16, units); u += 8) {
+      for (int64_t u = u0; u < std::min(u0 + 32, units); u += 8) {
         const int64_t k = u * kPer;
         __m256 r[8];
         if constexpr (kKIsRow) {
