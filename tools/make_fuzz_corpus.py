@@ -61,7 +61,37 @@ def archive64(pickle):
     return z[:-22] + end64 + struct.pack("<IIQI", 0x07064b50, 0, len(z) - 22, 1) + end
 
 
+def tokenizer(text, vocab, added=(), **parts):
+    model = dict(type="BPE", vocab={t: i for i, t in enumerate(vocab)}) | parts.pop("model")
+    extra = [dict(id=vocab.index(t), content=t, special=True, normalized=False, single_word=False, lstrip=False, rstrip=True) for t in added]
+    return json.dumps(dict(version="1.0", added_tokens=extra, model=model, **parts), separators=(",", ":")).encode() + b"\0" + text.encode()
+
+
+def template(before):
+    piece = lambda kind, name: {kind: {"id": name, "type_id": 0}}
+    return dict(type="TemplateProcessing", single=[piece("SpecialToken", before), piece("Sequence", "A")],
+                pair=[piece("Sequence", "A"), piece("Sequence", "B")], special_tokens={before: dict(id=before, ids=[1], tokens=[before])})
+
+
+def tokenizers():
+    yield tokenizer("Naïve \u4e2d caf\u00e9s, don't", ["[UNK]", "[CLS]", "n", "##a", "##i", "##v", "##e", "cafe", "##s", ",", "don", "'", "t"], ["[CLS]"],
+                    normalizer=dict(type="BertNormalizer", clean_text=True, handle_chinese_chars=True, strip_accents=None, lowercase=True),
+                    pre_tokenizer=dict(type="BertPreTokenizer"), post_processor=template("[CLS]"), decoder=dict(type="WordPiece", prefix="##", cleanup=True),
+                    model=dict(type="WordPiece", unk_token="[UNK]", continuing_subword_prefix="##", max_input_chars_per_word=20))
+    yield tokenizer("ab  1 ab<s> c\u00e9", ["<u>", "<s>", "a", "b", "ab", "\u0120", "1", "\u0120a", "\u00c3", "\u00a9", "c"], ["<s>"],
+                    pre_tokenizer=dict(type="Sequence", pretokenizers=[dict(type="Split", pattern={"Regex": "\\p{N}| ?\\p{L}+|\\s+(?!\\S)"}, behavior="Isolated", invert=False),
+                                                                       dict(type="ByteLevel", add_prefix_space=False, trim_offsets=True, use_regex=False)]),
+                    post_processor=template("<s>"), decoder=dict(type="ByteLevel"), normalizer=dict(type="NFC"),
+                    model=dict(merges=["a b", "\u0120 a"], ignore_merges=True, unk_token=None))
+    yield tokenizer(" a \u00e9b\u2581", ["<unk>", "<s>", "\u2581", "a", "b", "\u2581a", "<0xC3>", "<0xA9>"], ["<s>"], post_processor=template("<s>"),
+                    normalizer=dict(type="Sequence", normalizers=[dict(type="Prepend", prepend="\u2581"), dict(type="Replace", pattern={"String": " "}, content="\u2581")]),
+                    decoder=dict(type="Sequence", decoders=[dict(type="Replace", pattern={"String": "\u2581"}, content=" "), dict(type="ByteFallback"), dict(type="Fuse"),
+                                                            dict(type="Strip", content=" ", start=1, stop=0)]),
+                    model=dict(merges=[["\u2581", "a"]], byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
+
+
 SEEDS = {
+    "tokenizer": list(tokenizers()),
     "safetensors": [
         safetensors({"__metadata__": {"format": "pt"}, "a": entry("F32", [2, 1], 0, 8), "b": entry("BF16", [3], 8, 14)}, bytes(14)),
         safetensors({"h": entry("F16", [], 0, 2), "l": entry("I64", [1], 8, 16), "z": entry("F64", [0, 2], 2, 2),
