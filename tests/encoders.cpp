@@ -436,10 +436,10 @@ TEST_CASE("a folder says how it wants to be pooled and cut") {
   CHECK(load().folder == scratch / "0_Transformer");
   CHECK(load().pooling == Pooling::LastToken);
   TextEncoder::load(scratch.path.string());
-  scratch.write("modules.json", Json{module("Transformer", ""), module("Dense", "2_Dense")}.dump());
+  scratch.write("modules.json", Json::array({module("Transformer", ""), module("Dense", "2_Dense")}).dump());
   check_refused(load, {"modules.json", "Dense"});
   for (const char* path : {"../x", "/tmp", "a/../../b"}) {
-    scratch.write("modules.json", Json{module("Transformer", path)}.dump());
+    scratch.write("modules.json", Json::array({module("Transformer", path)}).dump());
     check_refused(load, {"modules.json", "leads out"});
   }
   for (const char* text : {"{}", "[3]", "[{}]", "["}) {

@@ -51,9 +51,11 @@ void make_encoder(const std::string& folder, const std::vector<std::string>& tok
                      {"rstrip", false},
                      {"normalized", false},
                      {"special", true}});
-  const auto piece = [](const char* kind, const char* id) { return Json{{kind, {{"id", id}, {"type_id", 0}}}}; };
+  const auto piece = [](const char* kind, const char* id) {
+    return Json::object({{kind, {{"id", id}, {"type_id", 0}}}});
+  };
   const auto special = [](const char* token, int id) {
-    return Json{{"id", token}, {"ids", {id}}, {"tokens", {token}}};
+    return Json{{"id", token}, {"ids", Json::array({id})}, {"tokens", Json::array({token})}};
   };
   const Json tokenizer{
       {"version", "1.0"},
