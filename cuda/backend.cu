@@ -31,9 +31,9 @@ void Cuda::copy(void* to, const void* from, size_t bytes) {
   cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "copy");
 }
 
-// Pageable host memory has been read when this returns, so the caller may change it.
 void Cuda::upload(void* to, const void* from, size_t bytes) {
   cuda_check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyHostToDevice, stream_), "upload");
+  synchronize();  // the caller may change the host's memory now
 }
 
 void Cuda::download(void* to, const void* from, size_t bytes) {

@@ -62,12 +62,12 @@ bool is_small_or_odd(const Tensor& c, const Tensor& a, const Tensor& b, const Te
   if (s.k == 0 || double(s.groups) * double(s.m) * double(s.n) * double(s.k) < kSmall) return true;
   for (const Tensor* t : {&c, &a, &b, bias})
     if (t && reinterpret_cast<uintptr_t>(t->raw()) % 16) return true;
-  if (a.dtype() == DType::F32) return false;
+  const auto step = int64_t(16 / size_of(a.dtype()));
   for (const int64_t distance : {s.lda, s.ldb, s.ldc})
-    if (distance % 8) return true;
+    if (distance % step) return true;
   if (s.groups > 1)
     for (const int64_t distance : {s.stride_a, s.stride_b, s.stride_c, bias ? s.stride_bias : 0})
-      if (distance % 8) return true;
+      if (distance % step) return true;
   return false;
 }
 

@@ -58,6 +58,8 @@ int64_t Parameters::count(const std::string& prefix, bool trainable_only) const 
 
 void Parameters::load(const std::string& name, Tensor values, const std::string& from) {
   Entry& e = at(name);
+  T2L_CHECK(!e.slot, "parameter {} is loaded after commit()", name);
+  if (values.dtype() == DType::I32) fail("{}: tensor {} holds integers, floats are needed", from, name);
   if (!(values.shape() == e.shape))
     fail("{}: tensor {} is {}, this model needs {}; is it from another model?", from, name, values.shape().str(),
          e.shape.str());

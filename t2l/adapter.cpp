@@ -1,5 +1,6 @@
 #include "t2l/adapter.h"
 
+#include <cfloat>
 #include <cmath>
 
 #include "tensor/backend.h"
@@ -9,6 +10,21 @@
 namespace t2l {
 
 double AdapterSpec::scaling() const { return alpha / (rslora ? std::sqrt(double(rank)) : double(rank)); }
+
+namespace {
+
+// What the stored type would turn into infinity, or was none before, teaches a model nothing.
+void check_finite(const Tensor& t, const std::string& name, Stored as) {
+  const float most = as == Stored::F16 ? 65504.0f : as == Stored::BF16 ? 3.38e38f : FLT_MAX;
+  bool bad = false;
+  for (const float x : t.host<float>()) bad |= !(std::abs(x) <= most);
+  if (bad)
+    fail("{}: the adapter has a value that is not finite{}", name,
+         as == Stored::F16 ? " in f16; use --out-dtype bf16 or f32"
+                           : "; is the hypernetwork damaged, or --scale too large?");
+}
+
+}  // namespace
 
 void write_adapter(const std::string& directory, const AdapterSpec& spec, const std::vector<LoraWeights>& weights,
                    const AdapterFormat& format) {
@@ -21,6 +37,8 @@ void write_adapter(const std::string& directory, const AdapterSpec& spec, const 
       b = Tensor::empty(w.b.shape(), w.b.dtype(), w.b.device());
       backend(b).scale(b, w.b, float(format.baked), false);
     }
+    check_finite(w.a, name + ".lora_A.weight", format.dtype);
+    check_finite(b, name + ".lora_B.weight", format.dtype);
     tensors.emplace_back(name + ".lora_A.weight", w.a);
     tensors.emplace_back(name + ".lora_B.weight", b);
   }

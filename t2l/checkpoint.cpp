@@ -7,6 +7,7 @@
 #include <optional>
 #include <set>
 
+#include "t2l/task_embedding.h"
 #include "t2l/torch_archive.h"
 #include "t2l/yaml.h"
 #include "tensor/json.h"
@@ -20,6 +21,11 @@ using Objective = HypernetConfig::Objective;
 bool exists(const std::string& path) {
   struct stat st {};
   return stat(path.c_str(), &st) == 0;
+}
+
+size_t file_bytes(const std::string& path) {
+  struct stat st {};
+  return stat(path.c_str(), &st) == 0 ? size_t(st.st_size) : 0;
 }
 
 // The two kinds of files with weights, alike.
@@ -40,7 +46,9 @@ struct Weights {
 };
 
 bool all_zero(const Tensor& t) {
-  const auto v = t.host<float>();
+  if (t.dtype() == DType::I32) return false;  // refused when it is loaded
+  const Tensor f = t.to(DType::F32);
+  const auto v = f.host<float>();
   return std::all_of(v.begin(), v.end(), [](float x) { return x == 0; });
 }
 
@@ -52,43 +60,50 @@ std::vector<std::string> head_order(const std::vector<std::string>& names) {
   return order;
 }
 
+std::string joined(const std::vector<std::string>& names) {
+  return printable(fmt::format("{}", fmt::join(names, ",")));
+}
+
 void reorder(std::vector<std::string>& modules, const std::vector<std::string>& wanted) {
   if (!std::is_permutation(modules.begin(), modules.end(), wanted.begin(), wanted.end()))
-    fail("--module-order {}: the hypernetwork has the modules {}", fmt::join(wanted, ","), fmt::join(modules, ","));
+    fail("--module-order {}: the hypernetwork has the modules {}", joined(wanted), joined(modules));
   modules = wanted;
 }
 
-// In and out features of each module: as the base model's config says, else as the checkpoint's own adapters are.
+// Do the adapted modules have the base model's shapes?
+void check_base(const std::vector<AdaptedModule>& modules, int64_t layers, const BaseModel& base,
+                const std::string& from) {
+  if (base.layers != layers)
+    fail("{}: the hypernetwork was trained for {} layers, {} has {}; give the base model it belongs to", from, layers,
+         base.path, base.layers);
+  for (const AdaptedModule& m : modules) {
+    const BaseModel::Linear linear = *base.linear(m.name);
+    if (m.in != linear.in || m.out != linear.out)
+      fail("{}: {} was trained as {} x {}, in {} it is {} x {}; give the base model it belongs to", from, m.name, m.out,
+           m.in, base.path, linear.out, linear.in);
+  }
+}
+
+// In and out features of each module: those of the checkpoint's own adapters, else of the base model's config.
 std::vector<AdaptedModule> module_shapes(const std::vector<std::string>& names, const Weights& w,
                                          const LoadOptions& options, int64_t layers, int64_t rank) {
   std::optional<BaseModel> base;
   if (!options.base.empty()) base = BaseModel::read(options.base);
-  if (base && base->layers != layers)
-    fail("{}: the hypernetwork was trained for {} layers, {} has {}; give the base model it belongs to", w.path, layers,
-         base->path, base->layers);
   std::vector<AdaptedModule> modules;
   for (const std::string& name : names) {
     module_path(name, 0);  // refuses what has no place in a base model
-    AdaptedModule m{name, 0, 0};
     const std::string a = "AB_offset.A." + name, b = "AB_offset.B." + name;
     if (w.has(a) && w.has(b)) {
-      m.in = w.extent(a, 2);
-      m.out = w.extent(b, 1);
+      modules.push_back({name, w.extent(a, 2), w.extent(b, 1)});
       if (w.extent(a, 0) != layers || w.extent(a, 1) != rank)
         fail("{}: tensor {} does not have {} layers and rank {}", w.path, a, layers, rank);
-    } else if (!base) {
+    } else if (base) {
+      modules.push_back({name, base->linear(name)->in, base->linear(name)->out});
+    } else {
       fail("{}: has no {}, so the shapes of the base model are not known; give its directory with --base", w.path, a);
     }
-    if (base) {
-      const BaseModel::Linear linear = *base->linear(name);
-      if (m.in && (m.in != linear.in || m.out != linear.out))
-        fail("{}: {} was trained as {} x {}, in {} it is {} x {}; give the base model it belongs to", w.path, name,
-             m.out, m.in, base->path, linear.out, linear.in);
-      m.in = linear.in;
-      m.out = linear.out;
-    }
-    modules.push_back(m);
   }
+  if (base) check_base(modules, layers, *base, w.path);
   return modules;
 }
 
@@ -169,7 +184,7 @@ TrainedHypernet load_official(const std::string& directory, const LoadOptions& o
     if (std::is_permutation(other.begin(), other.end(), modules.begin(), modules.end()) && other != modules)
       warnings.push_back(
           fmt::format("{} lists the modules as {}, but the weights were trained in the order {}, which is used",
-                      adapter_path, fmt::join(other, ","), fmt::join(modules, ",")));
+                      adapter_path, joined(other), joined(modules)));
   }
   c = complete(std::move(c), modules, w, options);
   const bool adds_offset = c.objective == Objective::SFT || !c.dense;
@@ -177,8 +192,8 @@ TrainedHypernet load_official(const std::string& directory, const LoadOptions& o
     for (const std::string ab : {"AB_offset.A.", "AB_offset.B."})
       if (adds_offset && w.has(ab + m) && !c.offset) c.offset = c.learnable_offset || !all_zero(w.get(ab + m));
 
-  TrainedHypernet t{Hypernet(c), {}, {}, false, {}, directory, "official", order_from, MappedFile::open(w.path).size(),
-                    warnings,    {}};
+  TrainedHypernet t{Hypernet(c),        {},       {}, false, {}, directory, "official", order_from,
+                    file_bytes(w.path), warnings, {}};
   if (c.dense && c.z_score)
     t.warnings.push_back(args_path + ": pred_z_score has no effect on dense reconstruction, in training neither");
   load_parameters(t.net, w);
@@ -197,10 +212,8 @@ TrainedHypernet load_official(const std::string& directory, const LoadOptions& o
   t.encoder.model = t.one_hot ? "" : args.get_string_or("emb_model", "");
   t.encoder.normalise = !t.one_hot;
   t.encoder.dim = c.task_dim;
-  if (t.encoder.model.find("SFR") != std::string::npos) {
-    t.encoder.pooling = "last_token";
-    t.encoder.prefix = "Instruct: Retrieve semantically similar text.\nQuery: ";
-  }
+  t.encoder.prefix = task_prefix(t.encoder.model);
+  if (!t.encoder.prefix.empty()) t.encoder.pooling = "last_token";
   t.verified = std::async(std::launch::async, [archive] { archive.verify(); }).share();
   return t;
 }
@@ -216,7 +229,7 @@ TrainedHypernet load_ours(const std::string& directory, const LoadOptions& optio
   const Json json = read_json(json_path);
   const Object o(json, json_path);
   if (o.get_int("version") != 1)
-    fail("{}: version {} is newer than this program; update it", json_path, o.get_int("version"));
+    fail("{}: version {} is not 1, the only one this program reads", json_path, o.get_int("version"));
 
   HypernetConfig c;
   const std::string objective = o.get_string("objective");
@@ -261,18 +274,11 @@ TrainedHypernet load_ours(const std::string& directory, const LoadOptions& optio
     fail("{}: {} layers, but {} has {}", json_path, o.get_int("layers"), w.path, c.layers);
   c.task_dim = w.extent("task_encoder.mlp.0.weight", 1);
   c.head_bias = w.has("heads." + modules[0] + ".bias");
-  std::optional<BaseModel> base;
-  if (!options.base.empty()) base = BaseModel::read(options.base);
-  for (const std::string& name : modules) {
+  for (const std::string& name : modules)
     c.modules.push_back(*std::find_if(shapes.begin(), shapes.end(), [&](auto& m) { return m.name == name; }));
-    const AdaptedModule& m = c.modules.back();
-    if (base && (base->layers != c.layers || base->linear(name)->in != m.in || base->linear(name)->out != m.out))
-      fail("{}: was trained for {} layers and {} of {} x {}, which {} has not; give the base model it belongs to",
-           json_path, c.layers, name, m.out, m.in, base->path);
-  }
+  if (!options.base.empty()) check_base(c.modules, c.layers, BaseModel::read(options.base), json_path);
 
-  TrainedHypernet t{Hypernet(c), {}, {}, false, {}, directory, "ours", order_from, MappedFile::open(w.path).size(),
-                    {},          {}};
+  TrainedHypernet t{Hypernet(c), {}, {}, false, {}, directory, "ours", order_from, file_bytes(w.path), {}, {}};
   load_parameters(t.net, w);
   const Object adapter = o.get_object("adapter");
   t.adapter = {adapter.get_string("base_model"), c.rank, adapter.get_float("alpha"), adapter.get_bool("rslora"),

@@ -13,12 +13,14 @@ double seconds_since(std::chrono::steady_clock::time_point t) {
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
 }
 
-// How many tasks at once: two chunks of adapters, one computed and one written, stay within about the checkpoint's
-// size, so that with it all memory is below three times that.
+// How many tasks at once: two chunks of adapters, one computed and one written, and the hidden states stay within about
+// the checkpoint's size, so that with it all memory is below three times that.
 int64_t chunk_size(const TrainedHypernet& trained) {
   const HypernetConfig& c = trained.net.config();
   size_t adapter = 0;
-  for (auto& m : c.modules) adapter += size_t(c.layers * c.rank * (m.in + m.out)) * sizeof(float);
+  const int64_t states =
+      c.layers * (c.shared_head ? 2 : 1) * (c.autoregressive ? c.rank : 1) * (4 * c.width() + c.head_in);
+  for (auto& m : c.modules) adapter += size_t(c.layers * c.rank * (m.in + m.out) + states) * sizeof(float);
   return std::clamp<int64_t>(int64_t(0.45 * double(trained.file_bytes) / double(adapter)), 1, 64);
 }
 
@@ -36,7 +38,8 @@ GenerateTimes generate_adapters(const TrainedHypernet& trained, const Tensor& ta
   const sched_param any{};
   const auto wait_for_writer = [&] {
     if (!writer.joinable()) return;
-    pthread_setschedparam(writer.native_handle(), SCHED_OTHER, &any);  // nothing else to do
+    // Nothing else to do. Only root may raise a priority; for others the thread has the cores that are idle now.
+    pthread_setschedparam(writer.native_handle(), SCHED_OTHER, &any);
     times.writing += written.get();
   };
   for (int64_t begin = 0; begin < n; begin += chunk) {
@@ -74,7 +77,7 @@ GenerateTimes generate_adapters(const TrainedHypernet& trained, const Tensor& ta
     written = write.get_future();
     writer = std::jthread(std::move(write));
     // Computing goes first: writing takes the cores that it leaves.
-    pthread_setschedparam(writer.native_handle(), SCHED_IDLE, &any);
+    if (end < n) pthread_setschedparam(writer.native_handle(), SCHED_IDLE, &any);
   }
   wait_for_writer();
   progress(n);

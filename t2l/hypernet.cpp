@@ -34,6 +34,11 @@ void HypernetConfig::check() const {
         "hypernetwork: {} layers, rank {}, latent size {}, head input {}, task embedding {}: each must be positive, "
         "the latent size at least 4",
         layers, rank, latent, head_in, task_dim);
+  if (layers > 4096 || rank > 4096 || modules.size() > 7)
+    fail("hypernetwork: {} layers, rank {}, {} modules: no base model has so many", layers, rank, modules.size());
+  for (const AdaptedModule& m : modules)  // a small file can ask for this much where heads are shared by ranks
+    if (m.in < 1 || m.out < 1 || m.in + m.out > (int64_t(1) << 29) / (layers * rank))
+      fail("hypernetwork: {} layers of {} x {} at rank {}: adapters of more than 2 GiB", layers, m.out, m.in, rank);
   if (learnable_positions && !autoregressive) fail("hypernetwork: learnable_pos_emb needs autoreg_gen");
   if (autoregressive && !learnable_positions && width() % 2)
     fail("hypernetwork: rotary rank positions need an even width, latent size {} gives {}; set learnable_pos_emb",

@@ -60,7 +60,7 @@ struct Pool {
   }
 
   std::shared_ptr<std::byte> allocate(size_t bytes) {
-    std::lock_guard lock(mutex);
+    std::unique_lock lock(mutex);
     const bool guard = debug;
     const size_t size = block_size(guard ? bytes + 2 * kGuard : bytes);
     auto* p = static_cast<std::byte*>(take(size));
@@ -73,6 +73,7 @@ struct Pool {
       b.set_bytes(p, 0xFF, bytes);  // NaN in every float type, -1 in integers
       guarded[p] = bytes;
     }
+    lock.unlock();  // the deleter below runs at once if there is no memory for the handle
     return {p, [this, bytes, size, guard](std::byte* q) {
               std::lock_guard inner(mutex);
               stats.live -= bytes;
@@ -111,14 +112,23 @@ Pool& pool(Device device) {
 }  // namespace
 
 std::shared_ptr<std::byte> allocate(Device device, size_t bytes) { return pool(device).allocate(bytes); }
-MemoryStats memory_stats(Device device) { return pool(device).stats; }
-void reset_peak(Device device) { pool(device).stats.peak = pool(device).stats.live; }
+MemoryStats memory_stats(Device device) {
+  std::lock_guard lock(pool(device).mutex);
+  return pool(device).stats;
+}
+void reset_peak(Device device) {
+  std::lock_guard lock(pool(device).mutex);
+  pool(device).stats.peak = pool(device).stats.live;
+}
 void empty_cache(Device device) {
   std::lock_guard lock(pool(device).mutex);
   pool(device).drop_cache();
 }
 void set_memory_debug(bool on) {
-  for (Device d : {Device::CPU, Device::CUDA}) pool(d).debug = on;
+  for (Device d : {Device::CPU, Device::CUDA}) {
+    std::lock_guard lock(pool(d).mutex);
+    pool(d).debug = on;
+  }
 }
 std::string check_guards(Device device) { return pool(device).check(); }
 

@@ -171,14 +171,15 @@ OutputDirectory::OutputDirectory(const std::string& path, bool force) try {
   if (!place.has_filename()) place = place.parent_path();
   if (!place.has_filename()) fail("'{}' cannot be an output directory; name another", path);
   path_ = place.string();
-  if (fs::exists(place)) {
+  if (fs::exists(fs::symlink_status(place))) {
     if (!fs::is_directory(place)) fail("{}: exists and is not a directory; choose another output directory", path);
     if (!force && !fs::is_empty(place))
       fail("{}: exists and is not empty; choose another output directory or give --force", path);
   }
   for (fs::path p = place.parent_path(); !fs::exists(p); p = p.parent_path()) parents_.insert(parents_.begin(), p);
   fs::create_directories(place.parent_path());
-  const std::string name = fmt::format("{}.tmp-{}", path_, ::getpid());
+  // Within a directory that is there: what is beside it may be another file system, or not ours to write.
+  const std::string name = fmt::format("{}{}tmp-{}", path_, fs::exists(place) ? "/." : ".", ::getpid());
   fs::remove_all(name);  // a process of the same number may have died here
   fs::create_directory(name);
   temporary_ = name;
@@ -197,7 +198,14 @@ void OutputDirectory::commit() try {
   if (!fs::exists(path_)) {
     fs::rename(temporary_, path_);
   } else {
-    // Into a directory that is there (an empty one too: it may be somebody's working directory) file by file.
+    // Into a directory that is there (an empty one too: it may be somebody's working directory) file by file, once it
+    // is known that each has its place.
+    for (const auto& entry : fs::recursive_directory_iterator(temporary_)) {
+      const fs::path target = path_ / fs::relative(entry.path(), temporary_);
+      if (fs::exists(target) && fs::is_directory(target) != entry.is_directory())
+        fail("{}: is in the way of a {}; remove it or choose another output directory", target.string(),
+             entry.is_directory() ? "directory" : "file");
+    }
     for (const auto& entry : fs::recursive_directory_iterator(temporary_)) {
       const fs::path target = path_ / fs::relative(entry.path(), temporary_);
       if (entry.is_directory())

@@ -63,7 +63,8 @@ class AtomicFile {
 
 void write_text_file(const std::string& path, std::string_view text);  // atomic
 
-// A directory of results, built as `path.tmp-<pid>` beside its place and put there by commit().
+// A directory of results, built as `path.tmp-<pid>` beside its place, or as `path/.tmp-<pid>` if the place is a
+// directory already, and put there by commit().
 //
 // Error if the path exists and is anything but an empty directory. With force, a directory with files in it is taken
 // too: files of the same names are replaced, each atomically, and all others stay. Missing parents are created, and

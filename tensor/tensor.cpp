@@ -10,7 +10,7 @@ Shape::Shape(std::span<const int64_t> dims) : rank_(int(dims.size())) {
   int64_t n = 1;
   for (int i = 0; i < rank_; ++i) {
     T2L_CHECK(dims[i] >= 0, "negative extent {} in a shape", dims[i]);
-    T2L_CHECK(dims[i] == 0 || n <= (int64_t(1) << 62) / dims[i], "a shape with more than 2^62 elements");
+    T2L_CHECK(dims[i] == 0 || n <= (int64_t(1) << 60) / dims[i], "a shape with more than 2^60 elements");
     n *= dims[i];
     dims_[i] = dims[i];
   }

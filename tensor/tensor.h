@@ -19,7 +19,7 @@ class Shape {
 
   Shape() = default;
   Shape(std::initializer_list<int64_t> dims) : Shape(std::span(dims.begin(), dims.size())) {}
-  explicit Shape(std::span<const int64_t> dims);  // throws on a negative extent, rank > kMaxRank or 2^62 elements
+  explicit Shape(std::span<const int64_t> dims);  // throws on a negative extent, rank > kMaxRank or 2^60 elements
 
   int rank() const { return rank_; }
   int64_t operator[](int i) const { return dims_[i < 0 ? i + rank_ : i]; }

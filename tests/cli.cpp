@@ -200,6 +200,34 @@ TEST_CASE("text through an encoder") {
   refused(folder, {"--hypernet", folder / "net", "--task", "x", "--encoder", folder / "nowhere"}, "nowhere");
 }
 
+TEST_CASE("options, signals and full disks") {
+  const Folder folder;
+  const std::string net = kGolden + "L_sft";
+  // --key=value, and --quiet says nothing
+  const Run run =
+      gen(folder, {"--hypernet=" + net, "--embedding=" + net + kEmbedding, "--out=" + (folder / "a"), "--quiet"});
+  CHECK(run.status == 0);
+  CHECK(run.out + run.err == "");
+  // stdout that cannot take the result is an error
+  const char* bin = std::getenv("T2L_BIN");
+  const std::string program = fmt::format("{}/t2l-gen", bin ? bin : "build/bin");
+  CHECK(std::system((program + " --hypernet " + net + " --info --json >/dev/full 2>/dev/null").c_str()) == 1 << 8);
+  CHECK(std::system((program + " --hypernet " + net + " --info | head -c 1 >/dev/null").c_str()) == 0);
+
+  // Ctrl-C, TERM and HUP while it waits for descriptions: it ends, and leaves nothing
+  for (const std::string signal : {"INT", "TERM", "HUP"}) {
+    const std::string script = fmt::format(
+        "(sleep 20 & echo $! >{0}/sleeper; wait) | {1} --hypernet {2} --tasks - --out {0}/b --device cpu 2>{0}/err & "
+        "p=$!; sleep 0.3; kill -{3} $p; wait $p; s=$?; kill $(cat {0}/sleeper); exit $s",
+        folder.path, program, net, signal);
+    const int status = std::system(("bash -c " + quoted(script) + " 2>/dev/null").c_str());
+    INFO(signal);
+    CHECK(WEXITSTATUS(status) == 130);
+    CHECK(read_text_file(folder / "err") == "error: interrupted; nothing was written\n");
+    CHECK_FALSE(fs::exists(folder / "b"));
+  }
+}
+
 TEST_CASE("wrong command lines") {
   const Folder folder;
   const std::string net = kGolden + "L_sft";
@@ -210,6 +238,12 @@ TEST_CASE("wrong command lines") {
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--scale", "big"}, "--scale", 2);
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--scale", "nan"}, "--scale", 2);
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--out-dtype", "f8"}, "--out-dtype", 2);
+  refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--scale", "1e39"}, "--scale", 2);
+  refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--scale", "1e6", "--out-dtype", "f16"}, "bf16");
+  refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--pooling", "cls"}, "no effect", 2);
+  refused(folder, {"--hypernet", net, "--task", "x", "--pooling", "best"}, "best", 2);
+  refused(folder, {"--hypernet", net, "--task", ""}, "--task is empty", 2);
+  refused(folder, {"--hypernet", net, "--info"}, "--out has no effect", 2);
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--nonsense"}, "nonsense", 2);
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--threads", "0"}, "--threads", 2);
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--module-order", "q_proj"}, "--module-order");
@@ -306,7 +340,12 @@ TEST_CASE("damaged checkpoints are refused, and nothing is written") {
     write_safetensors(net + kEmbedding, {{"embedding", Tensor::full({2, 5}, 1)}});
     run(net, "embedding is [2, 5]");
     write_safetensors(net + kEmbedding, {{"embedding", Tensor::full({1, 7}, NAN)}});
-    run(net, "not finite");
+    run(net, "no encoder gives");
+    write_safetensors(net + kEmbedding, {{"embedding", Tensor::full({1, 7}, 1e30f)}});
+    run(net, "no encoder gives");
+    write_safetensors(net + kEmbedding,
+                      {{"embedding", Tensor::from(std::vector<int32_t>{1, 2, 3, 4, 5, 6, 7}).reshape({1, 7})}});
+    run(net, "integers");
     write_safetensors(net + kEmbedding, {{"other", Tensor::full({1, 7}, 1)}});
     run(net, "embedding");
   }

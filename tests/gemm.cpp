@@ -219,16 +219,25 @@ TEST_CASE("gemm: an element's bits depend on its row, its column and k alone", "
   const auto kernel = GENERATE(from_range(kernels()));
   CAPTURE(kernel.name);
   Random random;
-  const int64_t m = 150, n = 300, k = 1300;
+  // One pass over k, whose tiles can go straight into C; the same added to C; several passes.
+  const auto [k, accumulate] = GENERATE(table<int64_t, bool>({{300, false}, {300, true}, {1300, false}}));
+  CAPTURE(k, accumulate);
+  const int64_t m = 150, n = 300;
   const Problem p(random, kernel.input, m, n, k);
-  Stored a = p.stored_a(kernel.input, false, 3), b = p.stored_b(kernel.input, true, 0), whole(DType::F32, m, n, 0);
-  const cpu::Gemm g = describe(whole, a, b, k, false, true);
+  const auto before = [&] {
+    Stored s(DType::F32, m, n, 0);
+    for (int64_t i = 0; i < m * n; ++i) s.f[size_t(i)] = 1 / float(i % 97 + 1);
+    return s;
+  };
+  Stored a = p.stored_a(kernel.input, false, 3), b = p.stored_b(kernel.input, true, 0), whole = before();
+  cpu::Gemm g = describe(whole, a, b, k, false, true);
+  g.spec.accumulate = accumulate;
   cpu::gemm(g, kernel.kernel);
   const int64_t size = int64_t(size_of(kernel.input));
 
-  Stored c(DType::F32, m, n, 0);
+  Stored c = before();
   const auto block = [&](int64_t i, int64_t j, int64_t rows, int64_t cols) {
-    cpu::Gemm part = describe(c, a, b, k, false, true);
+    cpu::Gemm part = g;
     part.c = c.f.data() + i * n + j;
     part.a = static_cast<const std::byte*>(g.a) + i * a.ld * size;
     part.b = static_cast<const std::byte*>(g.b) + j * b.ld * size;
@@ -247,20 +256,22 @@ TEST_CASE("gemm: an element's bits depend on its row, its column and k alone", "
     const int threads = omp_get_max_threads();
     for (int t : {1, 2, 3, 7}) {
       omp_set_num_threads(t);
-      c = Stored(DType::F32, m, n, 0);
+      c = before();
       block(0, 0, m, n);
       CHECK(c == whole);
     }
     omp_set_num_threads(threads);
   }
   SECTION("as groups of rows, as groups of columns") {
-    cpu::Gemm parts = describe(c, a, b, k, false, true);
+    cpu::Gemm parts = g;
+    parts.c = c.data();
     parts.spec.m = m / 6, parts.spec.groups = 6;
     parts.spec.stride_a = m / 6 * a.ld, parts.spec.stride_c = m / 6 * n;
     cpu::gemm(parts, kernel.kernel);
     CHECK(c == whole);
-    c = Stored(DType::F32, m, n, 0);
-    parts = describe(c, a, b, k, false, true);
+    c = before();
+    parts = g;
+    parts.c = c.data();
     parts.spec.n = n / 5, parts.spec.groups = 5;
     parts.spec.stride_b = n / 5 * b.ld, parts.spec.stride_c = n / 5;
     cpu::gemm(parts, kernel.kernel);
@@ -269,8 +280,10 @@ TEST_CASE("gemm: an element's bits depend on its row, its column and k alone", "
   SECTION("however A and B are stored") {
     for (int layout = 0; layout < 4; ++layout) {
       Stored a2 = p.stored_a(kernel.input, layout & 1, 5), b2 = p.stored_b(kernel.input, layout & 2, 1);
-      c = Stored(DType::F32, m, n, 0);
-      cpu::gemm(describe(c, a2, b2, k, layout & 1, layout & 2), kernel.kernel);
+      c = before();
+      cpu::Gemm other = describe(c, a2, b2, k, layout & 1, layout & 2);
+      other.spec.accumulate = accumulate;
+      cpu::gemm(other, kernel.kernel);
       CHECK(c == whole);
     }
   }

@@ -12,6 +12,19 @@
 namespace po = boost::program_options;
 
 namespace t2l {
+namespace {
+
+volatile std::sig_atomic_t interrupted = 0;
+
+struct Done {};  // --help or --version was answered
+
+}  // namespace
+
+void stop_if_interrupted() {
+  if (interrupted) throw Interrupted("interrupted; nothing was written");
+}
+
+void log_line(const std::string& text) { std::fputs((text + "\n").c_str(), stderr); }
 
 CommandLine::CommandLine(std::string program, std::string summary, std::string usage)
     : program_(std::move(program)),
@@ -46,12 +59,16 @@ void CommandLine::parse(int argc, char** argv) {
     std::ostringstream text;
     text << summary_ << "\n\nUsage: " << usage_ << "\n\n" << own_ << "\n" << common_;
     fmt::print("{}", text.str());
-    std::exit(0);
+    throw Done();
   }
   if (has("version")) {
     fmt::print("{} {}\n", program_, T2L_VERSION);
-    std::exit(0);
+    throw Done();
   }
+  for (const auto& [option, value] : values_)
+    if (const auto* text = boost::any_cast<std::string>(&value.value());
+        text && text->empty() && all.find(option, false).semantic()->max_tokens() > 0)
+      throw UsageError(fmt::format("--{} is empty; give it a value", option));
   quiet = has("quiet");
   json = has("json");
   seed = uint64_t(get_int("seed", 0));
@@ -89,11 +106,22 @@ int run_program(const std::function<int()>& body) {
   const auto report = [](const char* what) {
     std::string line = what;
     for (char& c : line)
-      if (c == '\n' || c == '\r') c = ' ';
-    fmt::print(stderr, "error: {}\n", line);
+      if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';  // one line, and nothing that drives a terminal
+    log_line("error: " + line);
   };
+  struct sigaction action {};
+  action.sa_handler = [](int) { interrupted = 1; };
+  action.sa_flags = SA_RESETHAND;
+  for (const int signal : {SIGINT, SIGTERM, SIGHUP}) sigaction(signal, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);  // a closed pipe is an error of the write
   try {
-    return body();
+    int status = 0;
+    try {
+      status = body();
+    } catch (const Done&) {}
+    if (std::fflush(stdout) || std::ferror(stdout))
+      throw Error("standard output: cannot be written; is the disk full?");
+    return status;
   } catch (const UsageError& e) {
     report(e.what());
     return 2;
@@ -138,13 +166,14 @@ void Progress::line(int64_t done, bool last) {
   const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
   const double left = done ? seconds * double(total_ - done) / double(done) : 0;
   if (!terminal_) {
-    fmt::print(stderr, "{}: {} of {}, {:.0f} s\n", what_, done, total_, seconds);
+    log_line(fmt::format("{}: {} of {}, {:.0f} s", what_, done, total_, seconds));
     return;
   }
   constexpr int kWidth = 32;
   const int filled = total_ ? int(kWidth * done / total_) : kWidth;
-  fmt::print(stderr, "\r{} [{:#<{}}{:.<{}}] {}/{}  {:.0f} s left \x1b[K{}", what_, "", filled, "", kWidth - filled,
-             done, total_, left, last ? "\n" : "");
+  const std::string bar = fmt::format("\r{} [{:#<{}}{:.<{}}] {}/{}  {:.0f} s left \x1b[K{}", what_, "", filled, "",
+                                      kWidth - filled, done, total_, left, last ? "\n" : "");
+  std::fputs(bar.c_str(), stderr);
   std::fflush(stderr);
 }
 

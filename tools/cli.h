@@ -44,8 +44,13 @@ class CommandLine {
 struct Interrupted : Error {
   using Error::Error;
 };
+void stop_if_interrupted();  // throws if Ctrl-C, SIGTERM or SIGHUP came; a second one ends the program at once
 
-// Runs a program: an Error becomes one line on stderr and exit status 1; a UsageError gives 2, Interrupted 130.
+// One line on stderr, whatever became of it.
+void log_line(const std::string& text);
+
+// Runs a program: an Error becomes one line on stderr and exit status 1; a UsageError gives 2, Interrupted 130. What
+// was printed must have reached stdout, or the status is 1.
 int run_program(const std::function<int()>& body);
 
 // A bar on a terminal, for work of more than two seconds; elsewhere a line every ten seconds. On stderr.

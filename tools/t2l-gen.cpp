@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <charconv>
 #include <cmath>
-#include <csignal>
 #include <filesystem>
 
 #include "t2l/generate.h"
@@ -15,8 +14,6 @@
 using namespace t2l;
 
 namespace {
-
-volatile std::sig_atomic_t interrupted = 0;
 
 // What to make adapters of.
 struct Tasks {
@@ -40,7 +37,7 @@ AdapterFormat adapter_format(const CommandLine& cli) {
       f.scale = AdapterFormat::Scale::RsLora;
     else if (s == "plain")
       f.scale = AdapterFormat::Scale::Plain;
-    else if (error == std::errc() && end == s.data() + s.size() && std::isfinite(x))
+    else if (error == std::errc() && end == s.data() + s.size() && std::isfinite(float(x)))
       f.scale = AdapterFormat::Scale::Baked, f.baked = x;
     else
       throw UsageError(fmt::format("--scale {}: must be rslora, plain or a number", s));
@@ -72,14 +69,19 @@ Tensor one_hot(const std::vector<NamedTask>& tasks, const TrainedHypernet& train
       fail(
           "'{}' is none of the {} tasks this one-hot hypernetwork was trained on (the first is {}); --task takes such "
           "a name",
-          printable(tasks[i].description), trained.tasks.size(), trained.tasks[0]);
+          printable(tasks[i].description), trained.tasks.size(), printable(trained.tasks[0]));
     e.data<float>()[int64_t(i) * e.dim(1) + (it - trained.tasks.begin())] = 1;
   }
   return e;
 }
 
+constexpr int64_t kEncodedAtOnce = 64;  // descriptions; between them the program can be stopped
+
 Tensor encode(Tasks& tasks, const TrainedHypernet& trained, const CommandLine& cli) {
   const EncoderSpec& spec = trained.encoder;
+  if (!spec.suffix.empty() || spec.layer != -1)
+    throw UsageError(
+        "this hypernetwork asks for encoder.suffix or encoder.layer, which are not built yet; give --embedding");
   const std::string name = cli.get("encoder", spec.model);
   if (name.empty())
     throw UsageError(
@@ -93,17 +95,28 @@ Tensor encode(Tasks& tasks, const TrainedHypernet& trained, const CommandLine& c
   if (embedder.dim() != trained.net.config().task_dim)
     fail("{}: gives embeddings of {}, the hypernetwork takes {}; give the encoder it was trained with by --encoder",
          tasks.encoder, embedder.dim(), trained.net.config().task_dim);
-  std::vector<std::string> texts;
-  for (auto& t : tasks.list) texts.push_back(t.description);
-  return spec.normalise ? embedder.embed(texts) : embedder.embed_raw(texts);
+  const auto n = int64_t(tasks.list.size());
+  Tensor all = Tensor::empty({n, embedder.dim()}, DType::F32, cli.device);
+  Progress bar("descriptions", n, cli.quiet);
+  for (int64_t begin = 0; begin < n; begin += kEncodedAtOnce) {
+    stop_if_interrupted();
+    const int64_t end = std::min(n, begin + kEncodedAtOnce);
+    std::vector<std::string> texts;
+    for (int64_t i = begin; i < end; ++i) texts.push_back(tasks.list[size_t(i)].description);
+    all.slice(begin, end).copy_from(spec.normalise ? embedder.embed(texts) : embedder.embed_raw(texts));
+    bar.update(end);
+  }
+  return all;
 }
 
 void read_embedding(Tasks& tasks, const std::string& file, const TrainedHypernet& trained) {
-  Tensor raw = SafeTensors::open(file).get("embedding").to(DType::F32);
+  Tensor raw = SafeTensors::open(file).get("embedding");
+  if (raw.dtype() == DType::I32) fail("{}: embedding holds integers, floats are needed", file);
+  raw = raw.to(DType::F32);
   if (raw.rank() != 2 || raw.dim(0) < 1 || raw.dim(1) != trained.net.config().task_dim)
     fail("{}: embedding is {}, the hypernetwork takes [n, {}]", file, raw.shape().str(), trained.net.config().task_dim);
   for (const float x : raw.host<float>())
-    if (!std::isfinite(x)) fail("{}: embedding holds a value that is not finite", file);
+    if (!(std::abs(x) < 1e15f)) fail("{}: embedding holds {}, which no encoder gives", file, x);
   for (int64_t i = 0; i < raw.dim(0); ++i) tasks.list.push_back({std::to_string(i), ""});
   tasks.one = raw.dim(0) == 1;
   tasks.embedding = trained.encoder.normalise ? normalise_embedding(raw) : raw;
@@ -162,7 +175,7 @@ int info(const TrainedHypernet& t, bool json) {
                     {"scaling", t.adapter.scaling()},
                     {"use_rslora", t.adapter.rslora},
                     {"warnings", t.warnings}}
-                   .dump(2));
+                   .dump(2, ' ', false, Json::error_handler_t::replace));
     return 0;
   }
   const auto row = [](const char* name, const std::string& value) { fmt::print("{:<16}{}\n", name, value); };
@@ -171,10 +184,11 @@ int info(const TrainedHypernet& t, bool json) {
       c.variant() +
           (c.autoregressive ? c.learnable_positions ? ", learnable rank positions" : ", rotary rank positions" : ""));
   row("objective", objective + std::string(c.offset ? ", with a fixed adapter added" : ""));
-  row("base model", fmt::format("{}, {} layers", t.adapter.base_model, c.layers));
-  row("encoder", t.one_hot ? fmt::format("one-hot over {} tasks", t.tasks.size())
-                           : fmt::format("{} ({} dimensions)",
-                                         t.encoder.model.empty() ? "the base model" : t.encoder.model, c.task_dim));
+  row("base model", fmt::format("{}, {} layers", printable(t.adapter.base_model), c.layers));
+  row("encoder",
+      t.one_hot ? fmt::format("one-hot over {} tasks", t.tasks.size())
+                : fmt::format("{} ({} dimensions)",
+                              t.encoder.model.empty() ? "the base model" : printable(t.encoder.model), c.task_dim));
   row("sizes", fmt::format("latent {}, trunk {}, head input {}, rank {}", c.latent, c.width(), c.head_in, c.rank));
   row("scaling", fmt::format("{:.4g} (alpha {}, {})", t.adapter.scaling(), t.adapter.alpha,
                              t.adapter.rslora ? "rslora" : "plain"));
@@ -222,6 +236,18 @@ int run(int argc, char** argv) {
   if (generate && sources != 1)
     throw UsageError("give exactly one of --task, --tasks and --embedding; see t2l-gen --help");
   if (generate && !cli.has("out")) throw UsageError("--out is missing; see t2l-gen --help");
+  const auto without_effect = [&](const char* with, std::initializer_list<const char*> options) {
+    for (const char* option : options)
+      if (cli.has(option)) throw UsageError(fmt::format("--{} has no effect {}; leave it out", option, with));
+  };
+  if (cli.has("info")) without_effect("with --info", {"task", "tasks", "embedding", "out", "save", "encoder"});
+  if (!generate) without_effect("without a task", {"out"});
+  if (cli.has("embedding")) without_effect("with --embedding", {"encoder", "pooling"});
+  if (cli.has("pooling")) try {
+      parse_pooling(cli.get("pooling"));
+    } catch (const Error& e) {
+      throw UsageError(fmt::format("--pooling: {}", e.what()));
+    }
 
   // The descriptions first: what is wrong with them shows before any work.
   Tasks tasks;
@@ -241,7 +267,7 @@ int run(int argc, char** argv) {
   if (cli.has("module-order")) options.module_order = split(cli.get("module-order"));
   if (cli.has("base")) options.base = cli.get("base");
   TrainedHypernet trained = load_hypernet(cli.get("hypernet"), options);
-  for (const std::string& w : trained.warnings) fmt::print(stderr, "warning: {}\n", w);
+  for (const std::string& w : trained.warnings) log_line("warning: " + w);
   if (cli.has("info")) {
     trained.verified.get();
     return info(trained, cli.json);
@@ -250,9 +276,11 @@ int run(int argc, char** argv) {
   if (cli.has("save")) {
     saved.emplace(cli.get("save"), cli.has("force"));
     save_hypernet(trained, saved->path());
-    trained.verified.get();
-    saved->commit();
-    if (!generate) return 0;
+    if (!generate) {
+      trained.verified.get();
+      saved->commit();
+      return 0;
+    }
   }
   OutputDirectory out(cli.get("out"), cli.has("force"));
   if (cli.has("embedding")) read_embedding(tasks, cli.get("embedding"), trained);
@@ -273,10 +301,11 @@ int run(int argc, char** argv) {
   const GenerateTimes times =
       generate_adapters(trained, tasks.embedding.to(cli.device), format, directory, [&](int64_t done) {
         bar.update(done);
-        if (interrupted) throw Interrupted("interrupted; nothing was written");
+        stop_if_interrupted();
       });
   const double generated = watch.lap();
   trained.verified.get();  // the weights were what their checksums say, so what was made of them may stay
+  if (saved) saved->commit();
   out.commit();
   seconds["hypernet"] = times.hypernet;
   seconds["write"] = times.writing;
@@ -297,10 +326,10 @@ int run(int argc, char** argv) {
                             {"device", name_of(cli.device)},
                             {"peak_rss_mib", peak_resident_bytes() / (1 << 20)},
                             {"warnings", trained.warnings}}
-                           .dump(2));
+                           .dump(2, ' ', false, Json::error_handler_t::replace));
   } else if (!cli.quiet) {
-    fmt::print(stderr, "{} adapter{} in {} ({:.0f} ms hypernetwork)\n", tasks.list.size(),
-               tasks.list.size() == 1 ? "" : "s", base, times.hypernet * 1e3);
+    log_line(fmt::format("{} adapter{} in {} ({:.0f} ms hypernetwork)", tasks.list.size(),
+                         tasks.list.size() == 1 ? "" : "s", base, times.hypernet * 1e3));
   }
   return 0;
 }
@@ -308,7 +337,5 @@ int run(int argc, char** argv) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  std::signal(SIGINT, [](int) { interrupted = 1; });
-  std::signal(SIGTERM, [](int) { interrupted = 1; });
   return run_program([&] { return run(argc, argv); });
 }

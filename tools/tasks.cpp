@@ -1,10 +1,13 @@
 #include "tools/tasks.h"
 
-#include <iostream>
-#include <iterator>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstring>
 #include <set>
 
 #include "tensor/json.h"
+#include "tools/cli.h"
 
 namespace t2l {
 namespace {
@@ -25,6 +28,7 @@ void check_name(const std::string& name, const std::string& where) {
 std::vector<NamedTask> parse_tasks(std::string_view text, const std::string& file) {
   std::vector<NamedTask> tasks;
   std::set<std::string> names;
+  if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a byte order mark
   bool json = false;
   int64_t number = 0;
   while (!text.empty()) {
@@ -57,8 +61,12 @@ std::vector<NamedTask> read_tasks(const std::string& file) {
   if (file != "-") return parse_tasks(read_text_file(file, kMostBytes), file);
   std::string text;
   char buffer[1 << 16];
-  while (std::cin.read(buffer, sizeof buffer), std::cin.gcount() > 0) {
-    text.append(buffer, size_t(std::cin.gcount()));
+  for (;;) {
+    const ssize_t n = ::read(STDIN_FILENO, buffer, sizeof buffer);
+    stop_if_interrupted();
+    if (n < 0) fail("standard input: cannot be read: {}", std::strerror(errno));
+    if (n == 0) break;
+    text.append(buffer, size_t(n));
     if (text.size() > kMostBytes) fail("standard input: more than {} MiB of task descriptions", kMostBytes >> 20);
   }
   return parse_tasks(text, "standard input");

@@ -91,7 +91,8 @@ void pack_panel(float* dst, const typename Units::T* src, int64_t ld, int width,
     }
     return;
   }
-  // A block's two halves of a cache line one after the other, as rows at a power of two compete for a cache set.
+  // Two lines of each of 8 rows at a time: rows at a distance of a power of two compete for the same cache sets, and
+  // what is packed should still be in L1 when its line is completed.
   for (int64_t u0 = 0; u0 < units; u0 += 32)
     for (int w = 0; w < width; w += 8)
       for (int64_t u = u0; u < std::min(u0 + 32, units); u += 8) {
