@@ -3,8 +3,8 @@
 #include <cmath>
 #include <filesystem>
 #include <map>
-#include <regex>
 #include <set>
+#include <sstream>
 
 #include "t2l/adapter.h"
 #include "t2l/hypernet.h"
@@ -178,7 +178,6 @@ void show(const std::string& folder) {
   std::vector<std::string> names;
   for (auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
   std::sort(names.begin(), names.end());
-  const std::regex pattern("base_model\\.model\\.model\\.layers\\.([0-9]+)\\..*\\.([a-z_]+)\\.lora_A\\.weight");
   std::vector<std::vector<float>> all;
   for (const std::string& name : names) {
     const SafeTensors file = SafeTensors::open(folder + "/" + name + "/adapter_model.safetensors");
@@ -187,10 +186,13 @@ void show(const std::string& folder) {
     for (const std::string& tensor : file.names()) {
       const auto values = file.get(tensor).to_vector<float>();
       all.back().insert(all.back().end(), values.begin(), values.end());
-      std::smatch m;
-      if (!std::regex_match(tensor, m, pattern)) continue;
-      const Tensor a = file.get(tensor), b = file.get(std::regex_replace(tensor, std::regex("lora_A"), "lora_B"));
-      cells[m[2]][std::stoi(m[1])] = fmt::format("{:5.2f} {:5.2f} {:6.2f}", norm(a), norm(b), delta_norm(a, b));
+      // base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight
+      const size_t end = tensor.find(".lora_A.weight"), layer = tensor.find(".layers.");
+      if (end == std::string::npos || layer == std::string::npos) continue;
+      const std::string module = tensor.substr(tensor.rfind('.', end - 1) + 1, end - tensor.rfind('.', end - 1) - 1);
+      const Tensor a = file.get(tensor), b = file.get(tensor.substr(0, end) + ".lora_B.weight");
+      cells[module][std::stoi(tensor.substr(layer + 8))] =
+          fmt::format("{:5.2f} {:5.2f} {:6.2f}", norm(a), norm(b), delta_norm(a, b));
     }
     fmt::print("\n{}\n  {:<6}", read_text_file(folder + "/" + name + "/task_desc.txt"), "layer");
     for (auto& [module, unused] : cells) fmt::print("  {:>6} |A|   |B|   |BA|", module);
