@@ -18,7 +18,6 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
-#include <random>
 #include <vector>
 
 // Null unless the program is linked with the sanitizer.
@@ -97,7 +96,18 @@ int votes;                           // at the barrier that opened last
 
 Order order = Order::Ascending;
 unsigned seed = 0;
-std::mt19937 rng;
+// splitmix64. Not one of <random>: the linker may keep another file's copy of its functions, which ThreadSanitizer
+// sees.
+struct {
+  uint64_t state = 0;
+  void seed(uint64_t s) { state = s; }
+  unsigned operator()() {
+    uint64_t z = state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return unsigned((z ^ z >> 31) >> 32);
+  }
+} rng;
 
 Body body;
 Context host;
