@@ -217,8 +217,8 @@ TEST_CASE("options, signals and full disks") {
   // Ctrl-C, TERM and HUP while it waits for descriptions: it ends, and leaves nothing
   for (const std::string signal : {"INT", "TERM", "HUP"}) {
     const std::string script = fmt::format(
-        "(sleep 20 & echo $! >{0}/sleeper; wait) | {1} --hypernet {2} --tasks - --out {0}/b --device cpu 2>{0}/err & "
-        "p=$!; sleep 0.3; kill -{3} $p; wait $p; s=$?; kill $(cat {0}/sleeper); exit $s",
+        "mkfifo {0}/pipe; sleep 20 >{0}/pipe & w=$!; {1} --hypernet {2} --tasks - --out {0}/b --device cpu "
+        "<{0}/pipe 2>{0}/err & p=$!; sleep 0.3; kill -{3} $p; wait $p; s=$?; kill $w; rm {0}/pipe; exit $s",
         folder.path, program, net, signal);
     const int status = std::system(("bash -c " + quoted(script) + " 2>/dev/null").c_str());
     INFO(signal);
