@@ -44,7 +44,7 @@ asan: setup  ## all tests under AddressSanitizer and UndefinedBehaviorSanitizer
 # libgomp is not instrumented, so its barriers would look like races: one thread of it.
 tsan: setup  ## all tests under ThreadSanitizer, which sees the emulated GPU's threads
 	@$(call build,build/tsan,-DT2L_SANITIZE=thread -DT2L_CUDA=OFF,all tests)
-	@OMP_NUM_THREADS=1 TSAN_OPTIONS=halt_on_error=1 $(call test,build/tsan)
+	@OMP_NUM_THREADS=1 TSAN_OPTIONS="halt_on_error=1 suppressions=$(CURDIR)/tests/tsan.supp" $(call test,build/tsan)
 
 clang:  ## all tests, built by clang
 	@tools/setup.sh full
