@@ -43,12 +43,12 @@ stage() {  # name, seconds, command...: a line for each stage
 stage "op tests" 120 build/bin/op_tests_gpu
 if command -v compute-sanitizer >/dev/null; then
   for tool in memcheck racecheck synccheck; do
-    stage $tool 150 compute-sanitizer --tool $tool --error-exitcode 9 build/bin/op_tests_gpu
+    stage $tool 100 compute-sanitizer --tool $tool --error-exitcode 9 build/bin/op_tests_gpu
   done
 else
   echo "== compute-sanitizer: FAILED, not found beside nvcc"
   failed=1
 fi
 stage "op speed" 60 build/bin/op_tests_gpu --perf
-stage "t2l-bench" 60 build/bin/t2l-bench kernels --device cuda
+stage "t2l-bench" 60 build/bin/t2l-bench gemm
 exit $failed
