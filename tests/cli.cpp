@@ -259,24 +259,20 @@ TEST_CASE("damaged checkpoints are refused, and nothing is written") {
   };
   std::string net = copy_of(folder, "S_recon_z");
   SECTION("configs") {
-    edit(net + "/args.yaml", "shared_AB_head: true", "shared_AB_head: false");
-    run(net, "heads.");
-    net = copy_of(folder, "S_recon_z");
-    edit(net + "/args.yaml", "shared_AB_head: true", "shared_AB_head: [1, 2]");
-    run(net, "shared_AB_head");
-    net = copy_of(folder, "S_recon_z");
-    edit(net + "/args.yaml", "training_task: recon", "training_task: chess");
-    run(net, "chess");
-    net = copy_of(folder, "S_recon_z");
-    edit(net + "/args.yaml", "hypernet_latent_size: 12", "hypernet_latent_size: 16");
-    run(net, "this model needs [8, 7]");
-    net = copy_of(folder, "S_recon_z");
-    edit(net + "/adapter_config.json", "\"r\": 3", "\"r\": 4");
-    run(net, "rank 4");
-    net = copy_of(folder, "S_recon_z");
-    edit(net + "/adapter_config.json", "\"r\": 3", "\"r\": 3.5");
-    run(net, "'r'");
-    net = copy_of(folder, "S_recon_z");
+    struct Change {
+      std::string file, from, to, names;
+    };
+    for (const Change& c :
+         {Change{"/args.yaml", "shared_AB_head: true", "shared_AB_head: false", "heads."},
+          Change{"/args.yaml", "shared_AB_head: true", "shared_AB_head: [1, 2]", "shared_AB_head"},
+          Change{"/args.yaml", "training_task: recon", "training_task: chess", "chess"},
+          Change{"/args.yaml", "hypernet_latent_size: 12", "hypernet_latent_size: 16", "this model needs [8, 7]"},
+          Change{"/adapter_config.json", "\"r\": 3", "\"r\": 4", "rank 4"},
+          Change{"/adapter_config.json", "\"r\": 3", "\"r\": 3.5", "'r'"}}) {
+      edit(net + c.file, c.from, c.to);
+      run(net, c.names);
+      net = copy_of(folder, "S_recon_z");
+    }
     fs::remove(net + "/args.yaml");
     run(net, "args.yaml");
     net = copy_of(folder, "S_recon_z");

@@ -63,8 +63,8 @@ double median(std::vector<double> v) {
 }
 
 // ---- the ceilings
-// ---------------------------------------------------------------------------------------------------- Chains of
-// multiply-adds that no compiler can shorten: each starts elsewhere, and the end is used.
+
+// Chains of multiply-adds that no compiler can shorten: each starts elsewhere, and the end is used.
 volatile float sink;
 
 void probe_avx2(int64_t steps) {
@@ -138,7 +138,7 @@ double copy_bandwidth() {
 }
 
 // ---- the libraries
-// ---------------------------------------------------------------------------------------------------
+
 struct Library {
   const char* name;
   std::function<void()> multiply;
