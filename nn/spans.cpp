@@ -5,37 +5,46 @@
 namespace t2l {
 namespace {
 
-// seen(query, begin, end) = the first and the last key that a query of the sample begin .. end sees
+// seen(i, n) = the first and the last key, counted in its sample of n keys, that the query at position i sees
 template <class Seen>
-AttentionSpans make_spans(std::span<const int32_t> offsets, float scale, Device device, Seen&& seen) {
+AttentionSpans make_spans(std::span<const int32_t> offsets, std::span<const int32_t> k_begin,
+                          std::span<const int32_t> past, float scale, Device device, Seen&& seen) {
   T2L_CHECK(!offsets.empty() && offsets[0] == 0 && std::is_sorted(offsets.begin(), offsets.end()),
             "spans of {} offsets: they begin at 0 and do not decrease", offsets.size());
+  T2L_CHECK(k_begin.size() == offsets.size() - 1 && past.size() == k_begin.size(), "keys of {} and {} samples for {}",
+            k_begin.size(), past.size(), offsets.size() - 1);
   std::vector<int32_t> lengths, first, last;
   for (size_t s = 0; s + 1 < offsets.size(); ++s) {
-    lengths.push_back(offsets[s + 1] - offsets[s]);
-    for (int32_t i = offsets[s]; i < offsets[s + 1]; ++i) {
-      const auto [from, to] = seen(i, offsets[s], offsets[s + 1]);
-      first.push_back(from);
-      last.push_back(to);
+    const int32_t n = past[s] + offsets[s + 1] - offsets[s];
+    lengths.push_back(n);
+    for (int32_t i = past[s]; i < n; ++i) {
+      const auto [from, to] = seen(i, n);
+      first.push_back(k_begin[s] + from);
+      last.push_back(k_begin[s] + to);
     }
   }
   const auto on_device = [&](std::span<const int32_t> v) { return Tensor::from(v, {int64_t(v.size())}, device); };
-  return {on_device(offsets), on_device(offsets.first(offsets.size() - 1)),
-          on_device(lengths), on_device(first),
-          on_device(last),    scale};
+  return {on_device(offsets), on_device(k_begin), on_device(lengths), on_device(first), on_device(last), scale};
 }
 
 }  // namespace
 
 AttentionSpans full_spans(std::span<const int32_t> offsets, float scale, Device device) {
-  return make_spans(offsets, scale, device,
-                    [](int32_t, int32_t begin, int32_t end) { return std::pair(begin, end - 1); });
+  const std::vector<int32_t> none(std::max<size_t>(offsets.size(), 1) - 1, 0);
+  return make_spans(offsets, offsets.first(none.size()), none, scale, device,
+                    [](int32_t, int32_t n) { return std::pair(0, n - 1); });
 }
 
 AttentionSpans causal_spans(std::span<const int32_t> offsets, float scale, int32_t window, Device device) {
+  const std::vector<int32_t> none(std::max<size_t>(offsets.size(), 1) - 1, 0);
+  return cached_spans(offsets, offsets.first(none.size()), none, scale, window, device);
+}
+
+AttentionSpans cached_spans(std::span<const int32_t> offsets, std::span<const int32_t> k_begin,
+                            std::span<const int32_t> past, float scale, int32_t window, Device device) {
   T2L_CHECK(window >= 0, "a window of {} tokens", window);
-  return make_spans(offsets, scale, device, [window](int32_t i, int32_t begin, int32_t) {
-    return std::pair(window > 0 ? std::max(begin, i - window + 1) : begin, i);
+  return make_spans(offsets, k_begin, past, scale, device, [window](int32_t i, int32_t) {
+    return std::pair(window > 0 ? std::max(0, i - window + 1) : 0, i);
   });
 }
 

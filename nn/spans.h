@@ -13,5 +13,9 @@ namespace t2l {
 AttentionSpans full_spans(std::span<const int32_t> offsets, float scale, Device device);
 // A token sees itself and those before it; with window > 0, itself and the window - 1 before it.
 AttentionSpans causal_spans(std::span<const int32_t> offsets, float scale, int32_t window, Device device);
+// The same behind a cache: the keys of sample s begin at row k_begin[s], and past[s] of them came before its queries.
+// k_begin, past: [samples]
+AttentionSpans cached_spans(std::span<const int32_t> offsets, std::span<const int32_t> k_begin,
+                            std::span<const int32_t> past, float scale, int32_t window, Device device);
 
 }  // namespace t2l

@@ -1,7 +1,10 @@
 #include "t2l/adapter.h"
 
+#include <algorithm>
 #include <cfloat>
+#include <charconv>
 #include <cmath>
+#include <map>
 
 #include "tensor/backend.h"
 #include "tensor/json.h"
@@ -70,6 +73,95 @@ void write_adapter(const std::string& directory, const AdapterSpec& spec, const 
               {"use_rslora", rslora}};
   if (alpha == std::floor(alpha) && std::abs(alpha) < 1e15) config["lora_alpha"] = int64_t(alpha);  // as PEFT writes it
   write_text_file(directory + "/adapter_config.json", config.dump(2) + "\n");
+}
+
+namespace {
+
+// Settings under which an adapter is more, or other, than y = W x + scaling B A x.
+void check_plain(const Object& o) {
+  if (const std::string type = o.get_string("peft_type"); type != "LORA")
+    fail("{}: peft_type '{}' is not supported; LORA is", o.where(), printable(type));
+  for (const char* key : {"use_dora", "lora_bias", "fan_in_fan_out", "use_qalora"})
+    if (o.get_bool_or(key, false)) fail("{}: {} is not supported", o.where(), key);
+  if (const std::string bias = o.get_string_or("bias", "none"); bias != "none")
+    fail("{}: bias '{}' is not supported; none is", o.where(), printable(bias));
+  for (const char* key : {"modules_to_save", "alpha_pattern", "rank_pattern", "trainable_token_indices",
+                          "layer_replication", "target_parameters"})
+    if (const Json* value = o.find(key); value && !value->empty())
+      fail("{}: {} is not supported; one rank and one alpha for all linear layers are", o.where(), key);
+}
+
+// base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight, with or without ".default" before ".weight"
+struct TensorName {
+  Projection projection = Projection::Q;
+  int64_t layer = 0;
+  bool is_a = false;
+};
+TensorName parse_tensor_name(const std::string& name, const std::string& where) {
+  constexpr std::string_view kPrefix = "base_model.model.model.layers.";
+  std::string_view rest = name;
+  TensorName t;
+  const auto unknown = [&]() {
+    fail("{}: tensor '{}' belongs to no linear layer of a decoder's block; remove it, or train without it", where,
+         printable(name));
+  };
+  if (!rest.starts_with(kPrefix)) unknown();
+  rest.remove_prefix(kPrefix.size());
+  const auto [end, error] = std::from_chars(rest.data(), rest.data() + rest.size(), t.layer);
+  if (error != std::errc() || t.layer < 0 || t.layer > 4096) unknown();
+  rest.remove_prefix(size_t(end - rest.data()));
+  for (size_t i = 0; i < kProjections; ++i)
+    for (const bool is_a : {true, false})
+      for (const char* adapter : {"", ".default"}) {
+        t.projection = Projection(i);
+        t.is_a = is_a;
+        const std::string path = module_path(t.projection, 0);  // model.layers.0.self_attn.q_proj
+        if (rest == fmt::format("{}.lora_{}{}.weight", path.substr(path.find(".0.") + 2), is_a ? "A" : "B", adapter))
+          return t;
+      }
+  unknown();
+  return t;
+}
+
+}  // namespace
+
+Adapter load_adapter(const std::string& directory) {
+  Adapter adapter;
+  adapter.path = directory;
+  const std::string config_path = directory + "/adapter_config.json";
+  const Json json = read_json(config_path);
+  const Object o(json, config_path);
+  check_plain(o);
+  AdapterSpec& spec = adapter.spec;
+  spec.base_model = o.get_string_or("base_model_name_or_path", "");
+  spec.rank = o.get_int_or("r", 8, 1, 4096);
+  spec.alpha = o.get_float_or("lora_alpha", 8);
+  spec.rslora = o.get_bool_or("use_rslora", false);
+  spec.dropout = o.get_float_or("lora_dropout", 0);
+
+  const SafeTensors file = SafeTensors::open(directory + "/adapter_model.safetensors");
+  std::map<std::pair<int64_t, Projection>, LoraWeights> found;
+  for (const std::string& name : file.names()) {
+    const TensorName t = parse_tensor_name(name, file.path());
+    LoraWeights& w = found[{t.layer, t.projection}];
+    w.module = kProjectionNames[size_t(t.projection)];
+    w.layer = t.layer;
+    Tensor values = file.get(name);
+    if (values.dtype() == DType::I32 || values.rank() != 2 || values.dim(t.is_a ? 0 : 1) != spec.rank)
+      fail("{}: tensor '{}' is {}, not a float matrix of the rank {} that adapter_config.json says", file.path(),
+           printable(name), values.shape().str(), spec.rank);
+    Tensor& place = t.is_a ? w.a : w.b;
+    if (place) fail("{}: tensor '{}' is there twice", file.path(), printable(name));
+    place = values.to(DType::F32);
+  }
+  if (found.empty()) fail("{}: holds no adapter weights", file.path());
+  for (auto& [key, w] : found) {
+    if (!w.a || !w.b) fail("{}: {} of layer {} has only one of lora_A and lora_B", file.path(), w.module, w.layer);
+    if (std::find(spec.modules.begin(), spec.modules.end(), w.module) == spec.modules.end())
+      spec.modules.push_back(w.module);
+    adapter.weights.push_back(std::move(w));
+  }
+  return adapter;
 }
 
 }  // namespace t2l

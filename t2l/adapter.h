@@ -1,5 +1,5 @@
-// A LoRA adapter on disk, as PEFT writes it (0.15; readable by earlier and later ones, by vLLM and by llama.cpp's
-// converter): adapter_config.json and adapter_model.safetensors.
+// A LoRA adapter on disk, in PEFT's layout: adapter_config.json and adapter_model.safetensors. Written as PEFT 0.15
+// does it, readable by earlier and later ones, by vLLM and by llama.cpp's converter.
 #pragma once
 #include <string>
 #include <vector>
@@ -38,5 +38,15 @@ struct AdapterFormat {
 // Writes the two files into `directory`, which exists. Error for a module that has no PEFT name.
 void write_adapter(const std::string& directory, const AdapterSpec& spec, const std::vector<LoraWeights>& weights,
                    const AdapterFormat& format);
+
+struct Adapter {
+  std::string path;
+  AdapterSpec spec;
+  std::vector<LoraWeights> weights;  // f32, by layer, then as base_model.h orders the projections
+};
+
+// From a PEFT folder. Error for what would change the adapter's meaning and is not built here (DoRA, biases, whole
+// modules, patterns of ranks), and for tensors that are missing, without a partner, or of shapes that do not fit.
+Adapter load_adapter(const std::string& directory);
 
 }  // namespace t2l

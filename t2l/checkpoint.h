@@ -6,18 +6,9 @@
 
 #include "t2l/adapter.h"
 #include "t2l/hypernet.h"
+#include "t2l/task_embedding.h"
 
 namespace t2l {
-
-// How a description becomes the embedding that the hypernetwork was trained with.
-struct EncoderSpec {
-  std::string model;    // name or path; empty: the base model itself, or none where the tasks are one-hot
-  int64_t layer = -1;   // which hidden state of a base model
-  std::string pooling;  // cls, mean, last_token; empty: as the model's own files say
-  std::string prefix, suffix;
-  bool normalise = true;  // to length sqrt(dim)
-  int64_t dim = 0;
-};
 
 struct TrainedHypernet {
   Hypernet net;

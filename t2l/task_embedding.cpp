@@ -4,6 +4,7 @@
 #include <unicode/utf8.h>
 
 #include <cmath>
+#include <filesystem>
 
 namespace t2l {
 namespace {
@@ -44,23 +45,64 @@ Tensor normalise_embedding(const Tensor& x) {
   return l2_normalize(x, std::sqrt(float(x.cols())), 1e-12f).value;
 }
 
-TaskEmbedder TaskEmbedder::load(const std::string& dir, const EncoderOptions& options, const std::string& prefix) {
-  TextEncoder encoder = TextEncoder::load(dir, options);
-  Tokenizer tokenizer = Tokenizer::load(encoder.config().folder);
-  return {std::move(encoder), std::move(tokenizer), prefix};
+TaskEmbedder TaskEmbedder::load(const std::string& dir, const EncoderOptions& options, const EncoderSpec& spec) {
+  const std::string config_path = dir + "/config.json";
+  const Json config = std::filesystem::exists(config_path) ? read_json(config_path) : Json::object();
+  std::optional<Pooling> pooling = options.pooling;
+  if (!pooling && !spec.pooling.empty()) pooling = parse_pooling(spec.pooling);
+  const Object o(config, config_path);
+  if (!BaseModel::is_supported(o.get_string_or("model_type", ""))) {
+    TextEncoder encoder = TextEncoder::load(dir, {options.dtype, options.device, pooling});
+    if (spec.layer != -1)
+      fail("{}: encoder.layer {} is for base models; a text encoder gives its last", dir, spec.layer);
+    Tokenizer tokenizer = Tokenizer::load(encoder.config().folder);
+    const Pooling of_model = encoder.config().pooling;
+    return {std::move(encoder), std::move(tokenizer), of_model, spec};
+  }
+  Decoder decoder = Decoder::load(dir, {options.dtype, options.device});
+  if (const int64_t n = decoder.config().layers; spec.layer < -n - 1 || spec.layer > n)
+    fail("{}: has no hidden state {}; it has {} layers", dir, spec.layer, n);
+  return {std::move(decoder), Tokenizer::load(dir), pooling.value_or(Pooling::LastToken), spec};
+}
+
+int64_t TaskEmbedder::dim() const {
+  return std::visit([](const auto& m) { return m.config().hidden; }, model_);
+}
+
+std::vector<int32_t> TaskEmbedder::encode(const std::string& text) const {
+  // The official code cuts a base model's texts at their beginning.
+  const auto* encoder = std::get_if<TextEncoder>(&model_);
+  const int64_t limit = encoder ? std::min(encoder->config().max_tokens, kMaxTokens) : kMaxTokens;
+  return tokenizer_.encode(text, true, {.max_length = size_t(limit), .left = !encoder});
 }
 
 TokenIds TaskEmbedder::tokenise(const std::vector<std::string>& texts) const {
-  const size_t limit = size_t(std::min(encoder_.config().max_tokens, kMaxTokens));
   TokenIds ids;
   for (size_t i = 0; i < texts.size(); ++i) {
     const std::string text = add_full_stop(texts[i]);
     if (text.empty()) fail("description {} is empty; say what the task is", i);
-    ids.push_back(tokenizer_.encode(prefix_ + text, true, {.max_length = limit}));
+    ids.push_back(encode(spec_.prefix + text + spec_.suffix));
   }
   return ids;
 }
 
-Tensor TaskEmbedder::embed_raw(const std::vector<std::string>& texts) const { return encoder_.embed(tokenise(texts)); }
+Tensor TaskEmbedder::embed_ids(const TokenIds& ids) const {
+  if (const auto* encoder = std::get_if<TextEncoder>(&model_)) return encoder->embed(ids);
+  const auto& decoder = std::get<Decoder>(model_);
+  const int64_t layer = spec_.layer < 0 ? decoder.config().layers + 1 + spec_.layer : spec_.layer;
+  return embed_in_chunks(ids, dim(), decoder.options().device, [&](const TokenIds& some) {
+    std::vector<int32_t> offsets = {0};
+    for (const auto& text : some) offsets.push_back(offsets.back() + int32_t(text.size()));
+    return pool(decoder.hidden({.ids = some}, nullptr, nullptr, layer), offsets, pooling_);
+  });
+}
+
+Tensor TaskEmbedder::embed_raw(const std::vector<std::string>& texts) const { return embed_ids(tokenise(texts)); }
+
+Tensor TaskEmbedder::embed_verbatim(const std::vector<std::string>& texts) const {
+  TokenIds ids;
+  for (const std::string& text : texts) ids.push_back(encode(text));
+  return embed_ids(ids);
+}
 
 }  // namespace t2l

@@ -4,6 +4,8 @@
 #include <cmath>
 #include <map>
 
+#include "tensor/cpu/gemm.h"
+
 namespace t2l {
 namespace {
 
@@ -106,6 +108,10 @@ const Trace::Entry& Trace::operator()(Device device, std::string_view op) const 
 Backend& backend(Device device) {
   if (current) return device == Device::CPU ? static_cast<Backend&>(current->cpu) : *current->cuda;
   return device_backend(device);
+}
+
+bool is_fast(Device device, DType dtype) {
+  return dtype == DType::F32 || device == Device::CUDA || cpu::isa() >= cpu::Isa::AVX512BF16;
 }
 
 bool has_cuda() { return cuda().backend; }

@@ -25,6 +25,9 @@ class Backend {
 Backend& backend(Device device);  // Error if the program has no such device
 inline Backend& backend(const Tensor& t) { return backend(t.device()); }
 
+// Does the device compute products of this type faster than in f32, or as fast?
+bool is_fast(Device device, DType dtype);
+
 bool has_cuda();              // is there a GPU (or an emulated one) that answers?
 void select_cuda(int index);  // which one, before its first use
 

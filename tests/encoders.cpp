@@ -469,7 +469,7 @@ TEST_CASE("the embedding pipeline: full stop, truncation, pooling, length sqrt(d
       check_near(normalise_embedding(embedder.embed_raw(texts)), want, 5e-6);
     }
   }
-  const auto instructed = TaskEmbedder::load(scratch.path.string(), {}, "the sum ");
+  const auto instructed = TaskEmbedder::load(scratch.path.string(), {}, {.prefix = "the sum "});
   CHECK(instructed.tokenise({" a dog"}) == TaskEmbedder::load(scratch.path.string()).tokenise({"the sum a dog"}));
   check_refused([&] { instructed.embed({"a", " \t"}); }, {"description 1 is empty"});
 }

@@ -3,8 +3,10 @@
 #include <omp.h>
 #include <unistd.h>
 
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstring>
 #include <fstream>
 #include <iostream>
 #include <sstream>
@@ -20,8 +22,22 @@ struct Done {};  // --help or --version was answered
 
 }  // namespace
 
-void stop_if_interrupted() {
-  if (interrupted) throw Interrupted("interrupted; nothing was written");
+void stop_if_interrupted(const char* message) {
+  if (interrupted) throw Interrupted(message);
+}
+
+std::string read_input(const std::string& file, size_t most) {
+  if (file != "-") return read_text_file(file, most);
+  std::string text;
+  char buffer[1 << 16];
+  for (;;) {
+    const ssize_t n = ::read(STDIN_FILENO, buffer, sizeof buffer);
+    stop_if_interrupted();
+    if (n < 0) fail("standard input: cannot be read: {}", std::strerror(errno));
+    if (n == 0) return text;
+    text.append(buffer, size_t(n));
+    if (text.size() > most) fail("standard input: more than {} MiB", most >> 20);
+  }
 }
 
 void log_line(const std::string& text) { std::fputs((text + "\n").c_str(), stderr); }

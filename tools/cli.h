@@ -28,6 +28,14 @@ class CommandLine {
     return has(option) ? values_[option].as<int64_t>() : fallback;
   }
 
+  double get_number(const std::string& option, double fallback) const {
+    return has(option) ? values_[option].as<double>() : fallback;
+  }
+  // Of an option that may be given several times.
+  std::vector<std::string> get_all(const std::string& option) const {
+    return has(option) ? values_[option].as<std::vector<std::string>>() : std::vector<std::string>{};
+  }
+
   bool quiet = false, json = false;
   uint64_t seed = 0;
   Device device = Device::CPU;
@@ -44,7 +52,11 @@ class CommandLine {
 struct Interrupted : Error {
   using Error::Error;
 };
-void stop_if_interrupted();  // throws if Ctrl-C, SIGTERM or SIGHUP came; a second one ends the program at once
+// Throws if Ctrl-C, SIGTERM or SIGHUP came; a second one ends the program at once.
+void stop_if_interrupted(const char* message = "interrupted; nothing was written");
+
+// The text of `file` or, for "-", of standard input. Error beyond `most` bytes.
+std::string read_input(const std::string& file, size_t most);
 
 // One line on stderr, whatever became of it.
 void log_line(const std::string& text);
@@ -59,6 +71,7 @@ class Progress {
   Progress(std::string what, int64_t total, bool quiet);
   ~Progress();
   void update(int64_t done);
+  void update(int64_t done, int64_t total) { total_ = total, update(done); }
 
  private:
   void line(int64_t done, bool last);

@@ -23,8 +23,8 @@ import numpy as np
 DTYPES = {"F32": "<f4", "I32": "<i4", "I64": "<i8"}
 
 
-def save(tensors, path):
-    header, data = {}, b""
+def save(tensors, path, metadata=None):
+    header, data = {"__metadata__": metadata} if metadata else {}, b""
     for name in sorted(tensors):
         x = np.ascontiguousarray(tensors[name])
         kind = next(k for k, v in DTYPES.items() if np.dtype(v) == x.dtype)

@@ -9,7 +9,6 @@
 #include "t2l/task_embedding.h"
 #include "tools/cli.h"
 #include "tools/tasks.h"
-#include "transformer/model_lookup.h"
 
 using namespace t2l;
 
@@ -60,53 +59,32 @@ std::vector<std::string> split(const std::string& list) {
   return parts;
 }
 
-// A row of the identity for each task.
-Tensor one_hot(const std::vector<NamedTask>& tasks, const TrainedHypernet& trained) {
-  Tensor e = Tensor::zeros({int64_t(tasks.size()), int64_t(trained.tasks.size())});
-  for (size_t i = 0; i < tasks.size(); ++i) {
-    const auto it = std::find(trained.tasks.begin(), trained.tasks.end(), tasks[i].description);
-    if (it == trained.tasks.end())
-      fail(
-          "'{}' is none of the {} tasks this one-hot hypernetwork was trained on (the first is {}); --task takes such "
-          "a name",
-          printable(tasks[i].description), trained.tasks.size(), printable(trained.tasks[0]));
-    e.data<float>()[int64_t(i) * e.dim(1) + (it - trained.tasks.begin())] = 1;
-  }
-  return e;
-}
-
 constexpr int64_t kEncodedAtOnce = 64;  // descriptions; between them the program can be stopped
 
 Tensor encode(Tasks& tasks, const TrainedHypernet& trained, const CommandLine& cli) {
-  const EncoderSpec& spec = trained.encoder;
-  if (!spec.suffix.empty() || spec.layer != -1)
-    throw UsageError(
-        "this hypernetwork asks for encoder.suffix or encoder.layer, which are not built yet; give --embedding");
-  const std::string name = cli.get("encoder", spec.model);
-  if (name.empty())
-    throw UsageError(
-        "the text encoder of this hypernetwork is its base model, which is not built yet as an encoder; give "
-        "--embedding");
-  tasks.encoder = find_model(name, "give its directory with --encoder");
   EncoderOptions options{cli.dtype, cli.device, {}};
-  if (const std::string pooling = cli.get("pooling", spec.pooling); !pooling.empty())
-    options.pooling = parse_pooling(pooling);
-  const TaskEmbedder embedder = TaskEmbedder::load(tasks.encoder, options, spec.prefix);
-  if (embedder.dim() != trained.net.config().task_dim)
-    fail("{}: gives embeddings of {}, the hypernetwork takes {}; give the encoder it was trained with by --encoder",
-         tasks.encoder, embedder.dim(), trained.net.config().task_dim);
+  if (cli.has("pooling")) options.pooling = parse_pooling(cli.get("pooling"));
+  const HypernetEncoder encoder(trained, cli.get("encoder"), cli.get("base"), options);
+  tasks.encoder = encoder.path();
   const auto n = int64_t(tasks.list.size());
-  Tensor all = Tensor::empty({n, embedder.dim()}, DType::F32, cli.device);
+  Tensor all = Tensor::empty({n, trained.net.config().task_dim}, DType::F32, cli.device);
   Progress bar("descriptions", n, cli.quiet);
   for (int64_t begin = 0; begin < n; begin += kEncodedAtOnce) {
     stop_if_interrupted();
     const int64_t end = std::min(n, begin + kEncodedAtOnce);
     std::vector<std::string> texts;
     for (int64_t i = begin; i < end; ++i) texts.push_back(tasks.list[size_t(i)].description);
-    all.slice(begin, end).copy_from(spec.normalise ? embedder.embed(texts) : embedder.embed_raw(texts));
+    all.slice(begin, end).copy_from(encoder.embed(texts));
     bar.update(end);
   }
   return all;
+}
+
+// The names of training tasks, given as descriptions.
+Tensor one_hot(const Tasks& tasks, const TrainedHypernet& trained) {
+  std::vector<std::string> names;
+  for (const NamedTask& t : tasks.list) names.push_back(t.description);
+  return one_hot_tasks(trained, names);
 }
 
 void read_embedding(Tasks& tasks, const std::string& file, const TrainedHypernet& trained) {
@@ -285,7 +263,7 @@ int run(int argc, char** argv) {
   OutputDirectory out(cli.get("out"), cli.has("force"));
   if (cli.has("embedding")) read_embedding(tasks, cli.get("embedding"), trained);
   seconds["load"] = watch.lap();
-  if (!tasks.embedding) tasks.embedding = trained.one_hot ? one_hot(tasks.list, trained) : encode(tasks, trained, cli);
+  if (!tasks.embedding) tasks.embedding = trained.one_hot ? one_hot(tasks, trained) : encode(tasks, trained, cli);
   seconds["encode"] = watch.lap();
 
   trained.net.parameters().move_to(cli.device);

@@ -1,9 +1,5 @@
 #include "tools/tasks.h"
 
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstring>
 #include <set>
 
 #include "tensor/json.h"
@@ -58,18 +54,7 @@ std::vector<NamedTask> parse_tasks(std::string_view text, const std::string& fil
 }
 
 std::vector<NamedTask> read_tasks(const std::string& file) {
-  if (file != "-") return parse_tasks(read_text_file(file, kMostBytes), file);
-  std::string text;
-  char buffer[1 << 16];
-  for (;;) {
-    const ssize_t n = ::read(STDIN_FILENO, buffer, sizeof buffer);
-    stop_if_interrupted();
-    if (n < 0) fail("standard input: cannot be read: {}", std::strerror(errno));
-    if (n == 0) break;
-    text.append(buffer, size_t(n));
-    if (text.size() > kMostBytes) fail("standard input: more than {} MiB of task descriptions", kMostBytes >> 20);
-  }
-  return parse_tasks(text, "standard input");
+  return parse_tasks(read_input(file, kMostBytes), file == "-" ? "standard input" : file);
 }
 
 }  // namespace t2l

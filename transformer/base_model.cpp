@@ -5,20 +5,28 @@
 #include <algorithm>
 #include <array>
 
-#include "tensor/json.h"
-
 namespace t2l {
+namespace {
+constexpr std::array kKnown{"mistral", "llama", "gemma2", "qwen2", "qwen3"};
+}
+
+bool BaseModel::is_supported(const std::string& model_type) {
+  return std::find(kKnown.begin(), kKnown.end(), model_type) != kKnown.end();
+}
 
 BaseModel BaseModel::read(const std::string& path) {
   struct stat st {};
   const bool directory = stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode);
+  const std::string file = directory ? path + "/config.json" : path;
+  return parse(read_json(file), file);
+}
+
+BaseModel BaseModel::parse(const Json& json, const std::string& where) {
   BaseModel m;
-  m.path = directory ? path + "/config.json" : path;
-  const Json json = read_json(m.path);
-  const Object config(json, m.path);
-  constexpr std::array kKnown{"mistral", "llama", "gemma2", "qwen2", "qwen3"};
+  m.path = where;
+  const Object config(json, where);
   m.model_type = config.get_string("model_type");
-  if (std::find(kKnown.begin(), kKnown.end(), m.model_type) == kKnown.end())
+  if (!is_supported(m.model_type))
     fail("{}: model_type '{}' is not supported; supported are {}", m.path, printable(m.model_type),
          fmt::join(kKnown, ", "));
   constexpr int64_t kMost = 1 << 24;
@@ -36,28 +44,43 @@ BaseModel BaseModel::read(const std::string& path) {
   return m;
 }
 
-std::optional<BaseModel::Linear> BaseModel::linear(const std::string& module) const {
+BaseModel::Linear BaseModel::linear(Projection p) const {
   const int64_t q = heads * head_dim, kv = kv_heads * head_dim;
-  if (module == "q_proj") return Linear{hidden, q};
-  if (module == "k_proj" || module == "v_proj") return Linear{hidden, kv};
-  if (module == "o_proj") return Linear{q, hidden};
-  if (module == "gate_proj" || module == "up_proj") return Linear{hidden, intermediate};
-  if (module == "down_proj") return Linear{intermediate, hidden};
+  switch (p) {
+    case Projection::Q: return {hidden, q};
+    case Projection::K:
+    case Projection::V: return {hidden, kv};
+    case Projection::O: return {q, hidden};
+    case Projection::Gate:
+    case Projection::Up: return {hidden, intermediate};
+    case Projection::Down: return {intermediate, hidden};
+  }
+  T2L_CHECK(false, "projection {}", int(p));
+}
+
+std::optional<BaseModel::Linear> BaseModel::linear(const std::string& module) const {
+  const std::optional<Projection> p = find_projection(module);
+  return p ? std::optional(linear(*p)) : std::nullopt;
+}
+
+std::optional<Projection> find_projection(const std::string& name) {
+  for (size_t i = 0; i < kProjections; ++i)
+    if (name == kProjectionNames[i]) return Projection(i);
   return {};
 }
 
+Projection parse_projection(const std::string& name) {
+  if (const auto p = find_projection(name)) return *p;
+  fail("target module '{}' is not supported; supported are {}", printable(name), fmt::join(kProjectionNames, ", "));
+}
+
+std::string module_path(Projection p, int64_t layer) {
+  return fmt::format("model.layers.{}.{}.{}", layer, p <= Projection::O ? "self_attn" : "mlp",
+                     kProjectionNames[size_t(p)]);
+}
+
 std::string module_path(const std::string& module, int64_t layer) {
-  const char* block = nullptr;
-  for (const char* name : {"q_proj", "k_proj", "v_proj", "o_proj"})
-    if (module == name) block = "self_attn";
-  for (const char* name : {"gate_proj", "up_proj", "down_proj"})
-    if (module == name) block = "mlp";
-  if (!block)
-    fail(
-        "target module '{}' is not supported; supported are q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, "
-        "down_proj",
-        printable(module));
-  return fmt::format("model.layers.{}.{}.{}", layer, block, module);
+  return module_path(parse_projection(module), layer);
 }
 
 }  // namespace t2l

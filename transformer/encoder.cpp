@@ -4,53 +4,25 @@
 #include <numeric>
 
 #include "nn/spans.h"
+#include "transformer/weights.h"
 
 namespace t2l {
 namespace {
 
 constexpr int64_t kChunkTokens = 2048;  // enough for the matrix products to run at full speed
 
-// Reads weights by the names they have without a prefix, in the encoder's dtype and on its device.
-class Weights {
- public:
-  Weights(const SafeTensors& file, const EncoderOptions& options) : file_(file), options_(options) {
-    for (const char* prefix : {"bert.", "new."})
-      if (file.contains(prefix + std::string("embeddings.word_embeddings.weight"))) prefix_ = prefix;
-  }
-
-  Tensor operator()(std::string name, const Shape& shape) const {
-    name = prefix_ + name;
-    if (!file_.contains(name)) {  // the names of TensorFlow's layer norms
-      const std::string legacy = name.ends_with("LayerNorm.weight") ? name.substr(0, name.size() - 6) + "gamma"
-                                 : name.ends_with("LayerNorm.bias") ? name.substr(0, name.size() - 4) + "beta"
-                                                                    : name;
-      if (!file_.contains(legacy))
-        fail("{}: has no tensor '{}' {}, which config.json asks for; are both of the same model?", file_.path(), name,
-             shape.str());
-      name = legacy;
-    }
-    const SafeTensors::Info& info = file_.info(name);
-    if (!std::equal(info.shape.begin(), info.shape.end(), shape.begin(), shape.end()))
-      fail("{}: tensor '{}' is [{}], but config.json asks for {}; are both of the same model?", info.file, name,
-           fmt::join(info.shape, ", "), shape.str());
-    const Tensor x = file_.get(name);
-    if (x.dtype() == DType::I32) fail("{}: tensor '{}' holds integers, not weights", info.file, name);
-    return x.to(options_.dtype).to(options_.device);
-  }
-
- private:
-  const SafeTensors& file_;
-  const EncoderOptions& options_;
-  std::string prefix_;
-};
+// The names of layer norms in files that began in TensorFlow.
+std::string legacy_name(const std::string& name) {
+  return name.substr(0, name.rfind('.') + 1) + (name.ends_with("weight") ? "gamma" : "beta");
+}
 
 }  // namespace
 
 // Texts one after another, and what depends on their lengths alone.
 struct TextEncoder::Packed {
   int64_t tokens = 0;
-  Tensor ids, positions;        // i [tokens]; positions count from 0 in each text
-  Tensor offsets, first, last;  // i [texts + 1], [texts], [texts]: rows where texts begin, their first and last ones
+  Tensor ids, positions;         // i [tokens]; positions count from 0 in each text
+  std::vector<int32_t> offsets;  // [texts + 1]: rows where texts begin
   AttentionSpans spans;
   struct {
     Tensor cos, sin;   // f [positions, head_dim / 2]
@@ -66,12 +38,18 @@ TextEncoder TextEncoder::load(const std::string& dir, const EncoderOptions& opti
 TextEncoder::TextEncoder(const EncoderConfig& c, const SafeTensors& file, const EncoderOptions& options)
     : config_(c), options_(options) {
   if (options.pooling) config_.pooling = *options.pooling;
-  const Weights get(file, options_);
+  const ModelWeights get(file, options_.dtype, options_.device, {"bert.", "new."}, "embeddings.word_embeddings.weight");
   const int64_t d = c.hidden, m = c.intermediate;
   const auto linear = [&](const std::string& name, int64_t out, int64_t in) {
     return Linear{get(name + ".weight", {out, in}), get(name + ".bias", {out})};
   };
-  const auto norm = [&](const std::string& name) { return Norm{get(name + ".weight", {d}), get(name + ".bias", {d})}; };
+  const auto norm_part = [&](const std::string& name) {
+    const std::string legacy = legacy_name(name);
+    return get(!get.contains(name) && get.contains(legacy) ? legacy : name, {d});
+  };
+  const auto norm = [&](const std::string& name) {
+    return Norm{norm_part(name + ".weight"), norm_part(name + ".bias")};
+  };
 
   words_ = get("embeddings.word_embeddings.weight", {c.vocab, d});
   if (!c.rotary()) positions_ = get("embeddings.position_embeddings.weight", {c.positions, d});
@@ -124,36 +102,21 @@ std::vector<Var*> TextEncoder::parameters() {
 }
 
 TextEncoder::Packed TextEncoder::pack(const TokenIds& texts) const {
-  std::vector<int32_t> ids, positions, offsets = {0};
   size_t longest = 0;
   for (size_t s = 0; s < texts.size(); ++s) {
-    const size_t n = texts[s].size();
-    if (n == 0) fail("{}: text {} has no tokens", config_.where, s);
-    if (!config_.rotary() && n > size_t(config_.positions))
-      fail("{}: text {} has {} tokens, but the model takes at most {}; shorten it", config_.where, s, n,
+    longest = std::max(longest, texts[s].size());
+    if (!config_.rotary() && texts[s].size() > size_t(config_.positions))
+      fail("{}: text {} has {} tokens, but the model takes at most {}; shorten it", config_.where, s, texts[s].size(),
            config_.positions);
-    if (ids.size() + n > size_t(INT32_MAX)) fail("{}: more than 2^31 tokens in one batch; split it", config_.where);
-    for (const int32_t id : texts[s])
-      if (id < 0 || id >= config_.vocab)
-        fail("{}: token id {} of text {} is not below vocab_size {}; is the tokenizer the model's own?", config_.where,
-             id, s, config_.vocab);
-    ids.insert(ids.end(), texts[s].begin(), texts[s].end());
-    for (size_t i = 0; i < n; ++i) positions.push_back(int32_t(i));
-    offsets.push_back(int32_t(ids.size()));
-    longest = std::max(longest, n);
   }
+  const auto [ids, positions, offsets] = pack_ids(texts, config_.vocab, config_.where);
 
   const Device on = options_.device;
-  const std::vector<int32_t> first(offsets.begin(), offsets.end() - 1);
-  std::vector<int32_t> last(offsets.begin() + 1, offsets.end());
-  for (int32_t& row : last) --row;
   Packed p;
   p.tokens = int64_t(ids.size());
   p.ids = Tensor::from(ids, on);
   p.positions = Tensor::from(positions, on);
-  p.offsets = Tensor::from(offsets, on);
-  p.first = Tensor::from(first, on);
-  p.last = Tensor::from(last, on);
+  p.offsets = offsets;
   p.spans = full_spans(offsets, 1 / std::sqrt(float(config_.head_dim())), on);
   if (!config_.rotary()) return p;
 
@@ -218,20 +181,28 @@ Var TextEncoder::hidden(const Packed& p) const {
 
 Var TextEncoder::hidden(const TokenIds& texts) const { return hidden(pack(texts)); }
 
+Var pool(const Var& hidden, const std::vector<int32_t>& offsets, Pooling pooling) {
+  const Device on = hidden.value.device();
+  if (pooling == Pooling::Mean) return segment_mean(cast(hidden, DType::F32), Tensor::from(offsets, on));
+  std::vector<int32_t> rows;  // the first or the last of each text
+  for (size_t i = 0; i + 1 < offsets.size(); ++i)
+    rows.push_back(pooling == Pooling::Cls ? offsets[i] : offsets[i + 1] - 1);
+  return cast(gather_rows(hidden, Tensor::from(rows, on)), DType::F32);
+}
+
 Var TextEncoder::pooled(const TokenIds& texts) const {
   const Packed p = pack(texts);
-  const Var x = hidden(p);
-  switch (config_.pooling) {
-    case Pooling::Mean: return segment_mean(cast(x, DType::F32), p.offsets);
-    case Pooling::Cls: return cast(gather_rows(x, p.first), DType::F32);
-    case Pooling::LastToken: return cast(gather_rows(x, p.last), DType::F32);
-  }
-  T2L_CHECK(false, "pooling {}", int(config_.pooling));
+  return pool(hidden(p), p.offsets, config_.pooling);
 }
 
 Tensor TextEncoder::embed(const TokenIds& texts) const {
+  return embed_in_chunks(texts, config_.hidden, options_.device, [this](const TokenIds& some) { return pooled(some); });
+}
+
+Tensor embed_in_chunks(const TokenIds& texts, int64_t dim, Device device,
+                       const std::function<Var(const TokenIds&)>& pooled) {
   const NoGrad no_grad;
-  const Tensor all = Tensor::empty({int64_t(texts.size()), config_.hidden}, DType::F32, options_.device);
+  const Tensor all = Tensor::empty({int64_t(texts.size()), dim}, DType::F32, device);
   for (size_t begin = 0, end = 0; begin < texts.size(); begin = end) {
     int64_t tokens = 0;
     for (; end < texts.size(); ++end) {

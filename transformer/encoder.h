@@ -4,19 +4,26 @@
 //   bert: absolute positions in the embeddings, mlp(x) = down(act(up(x)))
 //   new:  rotary positions on q and k,          mlp(x) = down(act(gate(x)) up(x))
 #pragma once
+#include <functional>
+
 #include "autograd/ops.h"
 #include "tensor/safetensors.h"
 #include "transformer/encoder_config.h"
+#include "transformer/packed.h"
 
 namespace t2l {
-
-using TokenIds = std::vector<std::vector<int32_t>>;  // one list per text
 
 struct EncoderOptions {
   DType dtype = DType::F32;  // of weights and activations; f32 weights on the CPU stay in the mapped file
   Device device = Device::CPU;
   std::optional<Pooling> pooling = {};  // instead of the model's own
 };
+
+// One vector per text, f32 [texts, hidden], of packed hidden states [tokens, hidden].
+Var pool(const Var& hidden, const std::vector<int32_t>& offsets, Pooling pooling);
+// f32 [texts, dim] of any number of texts without gradients: pooled() sees at most some thousand tokens at once.
+Tensor embed_in_chunks(const TokenIds& texts, int64_t dim, Device device,
+                       const std::function<Var(const TokenIds&)>& pooled);
 
 class TextEncoder {
  public:
@@ -29,7 +36,7 @@ class TextEncoder {
   Var hidden(const TokenIds& texts) const;
   // Pooled hidden states, f32 [texts, hidden], not normalised.
   Var pooled(const TokenIds& texts) const;
-  // The same without gradients and for any number of texts: at most some thousand tokens are in flight at once.
+  // The same in chunks, without gradients.
   Tensor embed(const TokenIds& texts) const;
 
   const EncoderConfig& config() const { return config_; }

@@ -1,0 +1,229 @@
+#include "transformer/decoder.h"
+
+#include <algorithm>
+#include <cmath>
+#include <map>
+#include <numeric>
+
+#include "nn/spans.h"
+
+namespace t2l {
+
+// A batch of packed tokens, and what depends on it alone.
+struct Decoder::Pass {
+  int64_t tokens = 0;
+  Tensor ids;                               // i [tokens]
+  Tensor cos, sin;                          // f [rows, head_dim / 2]
+  Tensor rotations;                         // i [tokens]: rows of cos and sin
+  std::map<int32_t, AttentionSpans> spans;  // by window
+  KvCache* cache = nullptr;
+  Tensor cache_rows;  // i [tokens]: where keys and values go
+  const AdapterBatch* adapters = nullptr;
+  Tensor adapter_offsets;  // i [adapters + 1]
+};
+
+Decoder::Decoder(const DecoderConfig& c, const DecoderOptions& options)
+    : config_(c), options_(options), frequencies_(c.rope.frequencies(c.head_dim)), layers_(size_t(c.layers)) {}
+
+Decoder Decoder::load(const std::string& dir, const DecoderOptions& options) {
+  return {DecoderConfig::load(dir), SafeTensors::open(dir), options};
+}
+
+Decoder::Decoder(const DecoderConfig& config, const SafeTensors& file, const DecoderOptions& options)
+    : Decoder(config, options) {
+  const ModelWeights get(file, options.dtype, options.device);
+  const std::vector<Parameter> all = parameters();
+  for (size_t i = 0; i < all.size(); ++i) {
+    *all[i].value = get(all[i].name, all[i].shape);
+    if (options.progress) options.progress(int64_t(i) + 1, int64_t(all.size()));
+  }
+}
+
+std::vector<Decoder::Parameter> Decoder::parameters() {
+  const DecoderConfig& c = config_;
+  std::vector<Parameter> all = {{"model.embed_tokens.weight", {c.vocab, c.hidden}, &embedding_}};
+  for (int64_t i = 0; i < c.layers; ++i) {
+    Layer& l = layers_[size_t(i)];
+    const std::string at = fmt::format("model.layers.{}.", i);
+    const auto norm = [&](const char* name, int64_t size, Var& w) {
+      all.push_back({at + name + ".weight", {size}, &w});
+    };
+    for (size_t j = 0; j < kProjections; ++j) {
+      const auto p = Projection(j);
+      const auto [in, out] = c.linear(p);
+      all.push_back({module_path(p, i) + ".weight", {out, in}, &l.linear[j].w});
+      if (p <= Projection::V ? c.qkv_bias : p == Projection::O ? c.o_bias : c.mlp_bias)
+        all.push_back({module_path(p, i) + ".bias", {out}, &l.linear[j].b});
+    }
+    if (c.qk_norm) {
+      norm("self_attn.q_norm", c.head_dim, l.q_norm);
+      norm("self_attn.k_norm", c.head_dim, l.k_norm);
+    }
+    norm("input_layernorm", c.hidden, l.attention_norm);
+    // Llama's name for the norm before the MLP is Gemma's for one that follows attention.
+    norm("post_attention_layernorm", c.hidden, c.gemma ? l.attention_post : l.mlp_norm);
+    if (c.gemma) {
+      norm("pre_feedforward_layernorm", c.hidden, l.mlp_norm);
+      norm("post_feedforward_layernorm", c.hidden, l.mlp_post);
+    }
+  }
+  all.push_back({"model.norm.weight", {c.hidden}, &norm_});
+  if (!c.tied) all.push_back({"lm_head.weight", {c.vocab, c.hidden}, &head_});
+  return all;
+}
+
+Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache) const {
+  const Device on = options_.device;
+  const auto samples = int64_t(batch.ids.size());
+  PackedIds packed = pack_ids(batch.ids, config_.vocab, config_.path);
+  Pass p;
+  p.tokens = int64_t(packed.ids.size());
+  p.ids = Tensor::from(packed.ids, on);
+
+  std::vector<int32_t> k_begin(packed.offsets.begin(), packed.offsets.end() - 1), past(size_t(samples), 0), rows;
+  T2L_CHECK(batch.sequences.empty() || (cache && int64_t(batch.sequences.size()) == samples), "{} sequences for {}",
+            batch.sequences.size(), samples);
+  for (int64_t s = 0; cache && s < samples; ++s) {
+    const int64_t sequence = batch.sequences.empty() ? s : batch.sequences[size_t(s)];
+    const auto n = int64_t(batch.ids[size_t(s)].size());
+    k_begin[size_t(s)] = int32_t(cache->begin(sequence));
+    past[size_t(s)] = int32_t(cache->length(sequence));
+    cache->extend(sequence, n);
+    for (int64_t i = 0; i < n; ++i) {
+      int32_t& position = packed.positions[rows.size()];
+      position += past[size_t(s)];
+      rows.push_back(k_begin[size_t(s)] + position);
+    }
+  }
+  p.cache = cache;
+  if (cache) p.cache_rows = Tensor::from(rows, on);
+  for (const int32_t window : config_.windows)
+    if (!p.spans.contains(window)) {
+      p.spans[window] = cached_spans(packed.offsets, k_begin, past, config_.attention_scale, window, on);
+      p.spans[window].softcap = config_.attention_softcap;
+    }
+
+  // A row of cos and sin for each position, or for each token if those are fewer.
+  const auto [least, most] = std::minmax_element(packed.positions.begin(), packed.positions.end());
+  const int32_t low = p.tokens ? *least : 0, high = p.tokens ? *most : -1;
+  const bool by_position = high - low < p.tokens;
+  std::vector<int32_t> row_of(packed.positions), position_of(packed.positions);
+  if (by_position) {
+    position_of.resize(size_t(high - low + 1));
+    std::iota(position_of.begin(), position_of.end(), low);
+    for (int32_t& row : row_of) row -= low;
+  } else {
+    std::iota(row_of.begin(), row_of.end(), 0);
+  }
+  std::vector<float> cos, sin;
+  for (const int32_t position : position_of)
+    for (const float f : frequencies_) {
+      const float angle = float(position) * f;  // in f32, as transformers computes it
+      cos.push_back(float(std::cos(double(angle))));
+      sin.push_back(float(std::sin(double(angle))));
+    }
+  const Shape shape{int64_t(position_of.size()), int64_t(frequencies_.size())};
+  p.cos = Tensor::from<float>(cos, shape, on);
+  p.sin = Tensor::from<float>(sin, shape, on);
+  p.rotations = Tensor::from(row_of, on);
+
+  p.adapters = adapters;
+  if (adapters) {
+    std::vector<int32_t> offsets(size_t(adapters->count) + 1, 0);
+    T2L_CHECK(batch.adapters.empty() ? adapters->count == 1 || adapters->count == samples
+                                     : int64_t(batch.adapters.size()) == samples,
+              "{} adapters for {} samples", adapters->count, samples);
+    for (int64_t s = 0, before = 0; s < samples; ++s) {
+      const int64_t i = !batch.adapters.empty() ? batch.adapters[size_t(s)] : adapters->count == 1 ? 0 : s;
+      T2L_CHECK(i >= before && i < adapters->count, "adapter {} of {} after {}", i, adapters->count, before);
+      offsets[size_t(i) + 1] += int32_t(batch.ids[size_t(s)].size());
+      before = i;
+    }
+    std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
+    p.adapter_offsets = Tensor::from(offsets, on);
+  }
+  return p;
+}
+
+Var Decoder::project(int64_t layer, Projection p, const Var& x, const Pass& pass) const {
+  const Linear& l = layers_[size_t(layer)].linear[size_t(p)];
+  const Var y = linear(x, l.w, l.b);
+  if (!pass.adapters) return y;
+  const AdapterBatch& all = *pass.adapters;
+  const AdapterBatch::Pair& pair = all.layers.at(size_t(layer))[size_t(p)];
+  if (!pair.a) return y;
+  const RandomKey key{all.key.seed, all.key.stream + uint64_t(layer) * kProjections + uint64_t(p)};
+  return lora(y, dropout(x, all.dropout, key), pair.a, pair.b, pass.adapter_offsets, all.scale);
+}
+
+Var Decoder::attend(int64_t layer, const Var& q, const Var& k, const Var& v, const Pass& pass) const {
+  const AttentionSpans& spans = pass.spans.at(config_.windows[size_t(layer)]);
+  if (!pass.cache) return attention(q, k, v, spans);
+  T2L_CHECK(!Tape::wanted({&q, &k, &v}), "a cache under a tape");
+  Tensor &keys = pass.cache->keys(layer), &values = pass.cache->values(layer);
+  const Shape flat{keys.dim(0), keys.dim(1) * keys.dim(2)}, rows{pass.tokens, flat[1]};
+  for (auto& [to, from] : {std::pair(&keys, &k), std::pair(&values, &v)}) {
+    Tensor all = to->reshape(flat);
+    backend(all).put_rows(all, from->value.reshape(rows), pass.cache_rows);
+  }
+  return attention(q, keys, values, spans);
+}
+
+Var Decoder::block(int64_t layer, const Var& x, const Pass& pass) const {
+  const DecoderConfig& c = config_;
+  const Layer& l = layers_[size_t(layer)];
+  const auto heads = [&](Projection p, const Var& h, int64_t n) {
+    return reshape(project(layer, p, h, pass), {pass.tokens, n, c.head_dim});
+  };
+  const auto rotate = [&](const Var& y) { return rope(y, pass.cos, pass.sin, pass.rotations); };
+
+  Var h = norm(l.attention_norm, x);
+  Var q = heads(Projection::Q, h, c.heads), k = heads(Projection::K, h, c.kv_heads);
+  const Var v = heads(Projection::V, h, c.kv_heads);
+  if (c.qk_norm) q = norm(l.q_norm, q), k = norm(l.k_norm, k);
+  const Var seen = reshape(attend(layer, rotate(q), rotate(k), v, pass), {pass.tokens, c.heads * c.head_dim});
+  Var out = project(layer, Projection::O, seen, pass);
+  if (c.gemma) out = norm(l.attention_post, out);
+  const Var y = add(x, out);
+
+  h = norm(l.mlp_norm, y);
+  out = gated(project(layer, Projection::Gate, h, pass), project(layer, Projection::Up, h, pass), c.activation);
+  out = project(layer, Projection::Down, out, pass);
+  if (c.gemma) out = norm(l.mlp_post, out);
+  return add(y, out);
+}
+
+Var Decoder::hidden(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache, int64_t layer) const {
+  T2L_CHECK(layer >= -1 && layer <= config_.layers, "hidden state {} of {} layers", layer, config_.layers);
+  const int64_t blocks = layer < 0 ? config_.layers : layer;
+  const Pass pass = pack(batch, adapters, cache);
+  Var x = gather_rows(embedding_, pass.ids);
+  // Gemma rounds the factor to the activations' type.
+  if (config_.gemma) {
+    const float factor = std::sqrt(float(config_.hidden));
+    x = scale(x, options_.dtype == DType::BF16 ? float(bf16(factor)) : factor);
+  }
+  for (int64_t i = 0; i < blocks; ++i) x = block(i, x, pass);
+  return blocks == config_.layers ? norm(norm_, x) : x;
+}
+
+Tensor Decoder::logits(const Tensor& x) const {
+  const NoGrad no_grad;
+  const Tensor& w = head().value;
+  Tensor y = Tensor::empty({x.rows(), config_.vocab}, DType::F32, x.device());
+  backend(y).matmul(y, x, w, nullptr,
+                    {.m = x.rows(),
+                     .n = config_.vocab,
+                     .k = config_.hidden,
+                     .transpose_b = true,
+                     .lda = config_.hidden,
+                     .ldb = config_.hidden,
+                     .ldc = config_.vocab});
+  return config_.logit_softcap > 0 ? softcap(y, config_.logit_softcap).value : y;
+}
+
+Var Decoder::loss(const Var& x, const Tensor& targets, const Tensor& weights, float smoothing, Tensor* losses) const {
+  return cross_entropy(x, head(), targets, weights, smoothing, config_.logit_softcap, losses);
+}
+
+}  // namespace t2l
