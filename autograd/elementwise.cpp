@@ -1,6 +1,7 @@
 // y = a + b:           da = db = dy            y = alpha x:    dx = alpha dy
 // y = act(x):          dx = act'(x) dy         y = act(g) u:   dg = act'(g) u dy,  du = act(g) dy
 // y = x f + s:         dx = f dy,  df = sum of rows of x dy,  ds = sum of rows of dy
+// y = c tanh(x / c):   dx = (1 - (y / c)^2) dy
 // dropout and cast are linear: their gradient is themselves, with the same key, and the cast back.
 #include "autograd/ops.h"
 
@@ -61,6 +62,16 @@ Var gated(const Var& gate, const Var& up, Activation kind) {
         if (!tg) return both(nullptr, false);
         tg.write([&](Tensor& dgate, bool accumulate) { both(&dgate, accumulate); });
       });
+}
+
+Var softcap(const Var& x, float cap) {
+  T2L_CHECK(cap > 0, "softcap of {}", cap);
+  Tensor y = like(x.value);
+  backend(y).softcap_forward(y, x.value, cap);
+  if (!Tape::wanted({&x})) return y;
+  return Tape::record(y, [=, tx = GradTarget(x)](const Tensor& dy) {
+    tx.write([&](Tensor& dx, bool accumulate) { backend(dy).softcap_backward(dx, dy, y, cap, accumulate); });
+  });
 }
 
 Var dropout(const Var& x, float p, RandomKey key) {

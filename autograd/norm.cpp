@@ -1,5 +1,6 @@
 // n = (x - mean) rstd,  y = n w + b:
 //   dx = rstd (dn - mean(dn) - n mean(dn n)),  dn = dy w;   dw = sum of rows of dy n,   db = sum of rows of dy
+// n = x rstd,  y = n (w + shift):   dx = rstd (dn - n mean(dn n)),  dn = dy (w + shift);   dw = sum of rows of dy n
 // y = x s / max(|x|, eps):   dx = s / |x| (dy - x (x dy) / |x|^2),  or s dy / eps below eps
 #include "autograd/ops.h"
 
@@ -29,6 +30,21 @@ Var layernorm(const Var& x, const Var& w, const Var& b, float eps) {
       tw.write([&](Tensor& dw, bool accumulate) { params(&dw, accumulate); });
     else if (tb)
       params(nullptr, false);
+  });
+}
+
+Var rmsnorm(const Var& x, const Var& w, float eps, float shift) {
+  T2L_CHECK(w.value.size() == x.value.cols(), "rmsnorm: weight {} for {}", w.shape().str(), x.shape().str());
+  const Device device = x.value.device();
+  Tensor y = Tensor::empty(x.shape(), x.value.dtype(), device);
+  Tensor rstd = Tensor::empty({x.value.rows()}, DType::F32, device);
+  backend(y).rmsnorm_forward(y, rstd, x.value, w.value, eps, shift);
+  if (!Tape::wanted({&x, &w})) return y;
+  return Tape::record(y, [=, tx = GradTarget(x), tw = GradTarget(w), xv = x.value,
+                          wv = x.needs_grad() ? w.value : Tensor{}](const Tensor& dy) {
+    Backend& on = backend(dy);
+    tx.write([&](Tensor& dx, bool accumulate) { on.rmsnorm_backward(dx, dy, xv, wv, rstd, shift, accumulate); });
+    tw.write([&](Tensor& dw, bool accumulate) { on.rmsnorm_backward_params(dw, dy, xv, rstd, accumulate); });
   });
 }
 

@@ -22,6 +22,7 @@ Var add(const Var& a, const Var& b);
 Var scale(const Var& x, float alpha);
 Var activation(const Var& x, Activation kind);
 Var gated(const Var& gate, const Var& up, Activation kind);  // act(gate) up
+Var softcap(const Var& x, float cap);                        // cap tanh(x / cap)
 // Inverted dropout: an element is kept with probability 1 - p and then divided by it. p = 0 returns x.
 Var dropout(const Var& x, float p, RandomKey key);
 Var cast(const Var& x, DType dtype);
@@ -47,6 +48,25 @@ Var segment_mean(const Var& x, const Tensor& offsets);
 Var layernorm(const Var& x, const Var& w, const Var& b, float eps);
 // x scale / max(|x|, eps), row by row
 Var l2_normalize(const Var& x, float scale, float eps = 1e-12f);
+
+// x / sqrt(mean(x^2) + eps) (w + shift) over the last axis.  w: [cols]; shift 0 is Llama's, 1 Gemma's
+Var rmsnorm(const Var& x, const Var& w, float eps, float shift = 0);
+
+// ---- lora.cpp. Rows offsets[s] .. offsets[s + 1] are sample s.  offsets: i32 [samples + 1], from 0 to tokens
+// alpha x w[s]^T.  x: [tokens, k]  w: [samples, n, k] -> [tokens, n]
+Var segment_matmul(const Var& x, const Var& w, const Tensor& offsets, float alpha = 1);
+// base + scale b(a(x)).  base: [tokens, out]  x: [tokens, in]  a: [samples, r, in]  b: [samples, out, r] -> [tokens,
+// out]
+Var lora(const Var& base, const Var& x, const Var& a, const Var& b, const Tensor& offsets, float scale);
+
+// ---- logits.cpp
+// The language-model head and its loss: logits = x w^T, in f32; the sum over rows of weight times cross-entropy with
+// label smoothing (Szegedy et al., 2016), after softcap(z) = c tanh(z / c) where softcap is not 0.
+// x: [rows, hidden]  w: [vocab, hidden]  targets: i32 [rows]  weights: f32 [rows]; 0 leaves a row and its target out
+// -> f32 [1]. losses, if given, becomes the rows' weighted losses, f32 [rows]. Logits of chunk_rows rows exist at a
+// time; 0 stands for some 64 MB.
+Var cross_entropy(const Var& x, const Var& w, const Tensor& targets, const Tensor& weights, float smoothing,
+                  float softcap, Tensor* losses = nullptr, int64_t chunk_rows = 0);
 
 // ---- attention.cpp
 // Rotary position embedding, halves form.  x: [tokens, heads, dim]  cos, sin: f32 [positions, dim / 2]

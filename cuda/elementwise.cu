@@ -49,6 +49,14 @@ struct Scale {
 struct Identity {
   __device__ float operator()(float x) const { return x; }
 };
+struct Softcap {
+  float cap;
+  __device__ float operator()(float x) const { return cap * tanhf(x / cap); }
+};
+struct SoftcapBackward {
+  float cap;
+  __device__ float operator()(float dy, float y) const { return dy * (1 - (y / cap) * (y / cap)); }
+};
 struct Product {
   __device__ float operator()(float a, float b) const { return a * b; }
 };
@@ -250,6 +258,19 @@ void Cuda::gated_backward(Tensor* dgate, bool accumulate_gate, Tensor* dup, bool
              dgate ? dgate->data<T>() : nullptr, accumulate_gate, dup ? dup->data<T>() : nullptr, accumulate_up,
              dy.data<T>(), gate.data<T>(), up.data<T>(), dy.size());
     });
+  });
+}
+
+void Cuda::softcap_forward(Tensor& y, const Tensor& x, float cap) {
+  check_alike("softcap_forward", y, x);
+  with_type(y.dtype(),
+            [&]<class T>(T*) { map<Softcap, T, T>(stream_, y.data<T>(), y.size(), false, {cap}, x.data<T>()); });
+}
+
+void Cuda::softcap_backward(Tensor& dx, const Tensor& dy, const Tensor& y, float cap, bool accumulate) {
+  check_alike("softcap_backward", dx, dy, y);
+  with_type(dx.dtype(), [&]<class T>(T*) {
+    map<SoftcapBackward, T, T, T>(stream_, dx.data<T>(), dx.size(), accumulate, {cap}, dy.data<T>(), y.data<T>());
   });
 }
 

@@ -1,5 +1,5 @@
-// LayerNorm and L2 normalisation; the mathematics stands in autograd/norm.cpp. A row belongs to a warp, or to a block
-// where it is long; it is read again for each sum, from the first-level cache.
+// LayerNorm, RMSNorm and L2 normalisation; the mathematics stands in autograd/norm.cpp. A row belongs to a warp, or to
+// a block where it is long; it is read again for each sum, from the first-level cache.
 #include "cuda/cuda.h"
 #include "cuda/grid.cuh"
 #include "cuda/reduce.cuh"
@@ -114,14 +114,71 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class T, bool kBlock>
+__global__ void __launch_bounds__(kThreads)
+    rmsnorm_kernel(T* y, float* rstd, const T* x, const T* w, int64_t rows, int64_t cols, float eps, float shift) {
+  const Row<T, kBlock> r(cols);
+  constexpr int N = r.N;
+  if (r.row < rows) {
+    x += r.row * cols;
+    const float square = r.sum([&](int64_t j, int64_t left, float(&s)[N]) {
+      const auto v = Vec<T>::load(x + j, left);
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) s[k] += float(v[k]) * float(v[k]);
+    }) / float(cols);
+    const float rs = 1 / sqrtf(square + eps);
+    r.for_each([&](int64_t j, int64_t left) {
+      const auto v = Vec<T>::load(x + j, left), wv = Vec<T>::load(w + j, left);
+      float out[N];
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) {
+        const float n = float(v[k]) * rs;
+        out[k] = shift == 0 ? float(T(n)) * float(wv[k]) : n * (float(wv[k]) + shift);
+      }
+      put(y + r.row * cols + j, out, left, false);
+    });
+    if (r.member == 0) rstd[r.row] = rs;
+  }
+}
+
+template <class T, bool kBlock>
+__global__ void __launch_bounds__(kThreads)
+    rmsnorm_backward_kernel(T* dx, const T* dy, const T* x, const T* w, const float* rstd, int64_t rows, int64_t cols,
+                            float shift, bool accumulate) {
+  const Row<T, kBlock> r(cols);
+  constexpr int N = r.N;
+  if (r.row < rows) {
+    x += r.row * cols, dy += r.row * cols;
+    const float rs = rstd[r.row];
+    const auto load = [&](int64_t j, int64_t left, float(&n)[N], float(&dn)[N]) {
+      const auto v = Vec<T>::load(x + j, left), g = Vec<T>::load(dy + j, left), wv = Vec<T>::load(w + j, left);
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) n[k] = float(v[k]) * rs, dn[k] = float(g[k]) * (float(wv[k]) + shift);
+    };
+    const float mean_dn_n = r.sum([&](int64_t j, int64_t left, float(&s)[N]) {
+      float n[N], dn[N];
+      load(j, left, n, dn);
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) s[k] += dn[k] * n[k];
+    }) / float(cols);
+    r.for_each([&](int64_t j, int64_t left) {
+      float n[N], dn[N];
+      load(j, left, n, dn);
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) dn[k] = rs * (dn[k] - n[k] * mean_dn_n);
+      put(dx + r.row * cols + j, dn, left, accumulate);
+    });
+  }
+}
+
 constexpr int kParamWarps = kThreads / 32;
 constexpr int64_t kParamRows = 128;  // rows of a block; fixed, as it decides the order of the sums
 
-// partial: [row blocks, 2, cols], of dw and db.  Block (row block, column block): a warp takes every eighth row.
+// partial: [row blocks, 2, cols], of dw and db.  mean: null where it is 0.  Block (row block, column block): a warp
+// takes every eighth row.
 template <class T>
-__global__ void __launch_bounds__(kThreads)
-    layernorm_params_kernel(float* partial, const T* dy, const T* x, const float* mean, const float* rstd, int64_t rows,
-                            int64_t cols) {
+__global__ void __launch_bounds__(kThreads) params_kernel(float* partial, const T* dy, const T* x, const float* mean,
+                                                          const float* rstd, int64_t rows, int64_t cols) {
   constexpr int N = kWidth<T>;
   __shared__ float part[2][kParamWarps][32 * N];
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -130,7 +187,7 @@ __global__ void __launch_bounds__(kThreads)
   for (int64_t i = first + warp; i < min(first + kParamRows, rows); i += kParamWarps) {
     const auto v = Vec<T>::load(x + i * cols + column, cols - column);
     const auto g = Vec<T>::load(dy + i * cols + column, cols - column);
-    const float mu = mean[i], rs = rstd[i];
+    const float mu = mean ? mean[i] : 0, rs = rstd[i];
     T2L_UNROLL
     for (int k = 0; k < N; ++k) {
       dw[k] += float(g[k]) * ((float(v[k]) - mu) * rs);
@@ -227,6 +284,25 @@ void for_rows_of(const Tensor& x, F&& f) {
   });
 }
 
+void params(Stream stream, Tensor* dw, Tensor* db, const Tensor& dy, const Tensor& x, const Tensor* mean,
+            const Tensor& rstd, bool accumulate_w, bool accumulate_b) {
+  const int64_t rows = x.rows(), cols = x.cols();
+  const unsigned row_blocks = blocks_for(rows, kParamRows);
+  const Tensor partial = Tensor::empty({int64_t(row_blocks), 2, cols}, DType::F32, Device::CUDA);
+  with_type(x.dtype(), [&]<class T>(T*) {
+    launch(params_kernel<T>, dim3(row_blocks, blocks_for(cols, 32 * kWidth<T>)), kThreads, 0, stream,
+           data<float>(partial), data<T>(dy), data<T>(x), mean ? data<float>(*mean) : nullptr, data<float>(rstd), rows,
+           cols);
+    const auto sum = [&](Tensor* d, int64_t which, bool accumulate) {
+      if (d)
+        launch(sum_partial_kernel<T>, blocks_for(cols, kThreads), kThreads, 0, stream, data<T>(*d),
+               data<float>(partial) + which * cols, int64_t(row_blocks), cols, accumulate);
+    };
+    sum(dw, 0, accumulate_w);
+    sum(db, 1, accumulate_b);
+  });
+}
+
 }  // namespace
 
 void Cuda::layernorm_forward(Tensor& y, Tensor& mean, Tensor& rstd, const Tensor& x, const Tensor& w, const Tensor& b,
@@ -247,20 +323,26 @@ void Cuda::layernorm_backward(Tensor& dx, const Tensor& dy, const Tensor& x, con
 
 void Cuda::layernorm_backward_params(Tensor* dw, Tensor* db, const Tensor& dy, const Tensor& x, const Tensor& mean,
                                      const Tensor& rstd, bool accumulate_w, bool accumulate_b) {
-  const int64_t rows = x.rows(), cols = x.cols();
-  const unsigned row_blocks = blocks_for(rows, kParamRows);
-  const Tensor partial = Tensor::empty({int64_t(row_blocks), 2, cols}, DType::F32, Device::CUDA);
-  with_type(x.dtype(), [&]<class T>(T*) {
-    launch(layernorm_params_kernel<T>, dim3(row_blocks, blocks_for(cols, 32 * kWidth<T>)), kThreads, 0, stream_,
-           data<float>(partial), data<T>(dy), data<T>(x), data<float>(mean), data<float>(rstd), rows, cols);
-    const auto sum = [&](Tensor* d, int64_t which, bool accumulate) {
-      if (d)
-        launch(sum_partial_kernel<T>, blocks_for(cols, kThreads), kThreads, 0, stream_, data<T>(*d),
-               data<float>(partial) + which * cols, int64_t(row_blocks), cols, accumulate);
-    };
-    sum(dw, 0, accumulate_w);
-    sum(db, 1, accumulate_b);
+  params(stream_, dw, db, dy, x, &mean, rstd, accumulate_w, accumulate_b);
+}
+
+void Cuda::rmsnorm_forward(Tensor& y, Tensor& rstd, const Tensor& x, const Tensor& w, float eps, float shift) {
+  for_rows_of(x, [&]<class T, class Block>(T*, Block, unsigned grid) {
+    launch(rmsnorm_kernel<T, Block::value>, grid, kThreads, 0, stream_, data<T>(y), data<float>(rstd), data<T>(x),
+           data<T>(w), x.rows(), x.cols(), eps, shift);
   });
+}
+
+void Cuda::rmsnorm_backward(Tensor& dx, const Tensor& dy, const Tensor& x, const Tensor& w, const Tensor& rstd,
+                            float shift, bool accumulate) {
+  for_rows_of(x, [&]<class T, class Block>(T*, Block, unsigned grid) {
+    launch(rmsnorm_backward_kernel<T, Block::value>, grid, kThreads, 0, stream_, data<T>(dx), data<T>(dy), data<T>(x),
+           data<T>(w), data<float>(rstd), x.rows(), x.cols(), shift, accumulate);
+  });
+}
+
+void Cuda::rmsnorm_backward_params(Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& rstd, bool accumulate) {
+  params(stream_, &dw, nullptr, dy, x, nullptr, rstd, accumulate, false);
 }
 
 void Cuda::l2_normalize_forward(Tensor& y, Tensor& norm, const Tensor& x, float scale, float eps) {

@@ -2,6 +2,7 @@
 // the first row that names a destination finds all the later ones, and sums them.
 #include "cuda/cuda.h"
 #include "cuda/grid.cuh"
+#include "tensor/alike.h"
 
 namespace t2l::cuda {
 namespace {
@@ -35,6 +36,13 @@ __global__ void __launch_bounds__(kThreads)
     gather_kernel(T* y, const T* x, const int32_t* ids, int64_t n, int64_t width, int64_t cols, bool accumulate) {
   for_vectors<kWidth<T>>(n, cols, [&](int64_t i, int64_t j, int64_t left) {
     put(y + i * width + j, Vec<T>::load(x + ids[i] * cols + j, left), 1, left, accumulate);
+  });
+}
+
+template <class T>
+__global__ void __launch_bounds__(kThreads) put_kernel(T* y, const T* x, const int32_t* ids, int64_t n, int64_t cols) {
+  for_vectors<kWidth<T>>(n, cols, [&](int64_t i, int64_t j, int64_t left) {
+    Vec<T>::load(x + i * cols + j, left).store(y + ids[i] * cols + j, left);
   });
 }
 
@@ -169,6 +177,15 @@ void Cuda::scatter_rows(Tensor& dx, const Tensor& dy, int64_t column, const Tens
     const dim3 grid(blocks_for(ids.size(), 1), blocks_for(dx.cols(), kScatterThreads * kWidth<T>));
     launch(scatter_kernel<T>, grid, kScatterThreads, 0, stream_, data<T>(dx), data<T>(dy) + column, data<int32_t>(ids),
            ids.size(), dy.cols(), dx.cols(), accumulate);
+  });
+}
+
+void Cuda::put_rows(Tensor& y, const Tensor& x, const Tensor& ids) {
+  check_put_rows(y, x, ids);
+  const int64_t n = ids.size(), cols = x.cols();
+  with_type(y.dtype(), [&]<class T>(T*) {
+    launch(put_kernel<T>, grid_for_vectors<T>(n, cols), kThreads, 0, stream_, data<T>(y), data<T>(x),
+           data<int32_t>(ids), n, cols);
   });
 }
 

@@ -20,6 +20,29 @@ inline void check_columns(const char* op, const Tensor& x, const Tensor* v) {
             name_of(v->dtype()), v->shape().str(), name_of(x.dtype()), x.shape().str());
 }
 
+inline void check_i32(const char* op, const Tensor& t, int64_t n) {
+  T2L_CHECK(t.dtype() == DType::I32 && t.size() == n, "{}: {} {} where {} i32 are needed", op, name_of(t.dtype()),
+            t.shape().str(), n);
+}
+
+inline void check_put_rows(const Tensor& y, const Tensor& x, const Tensor& ids) {
+  T2L_CHECK(x.dtype() == y.dtype() && x.cols() == y.cols(), "put_rows: rows of {} {} into {} {}", name_of(x.dtype()),
+            x.shape().str(), name_of(y.dtype()), y.shape().str());
+  check_i32("put_rows", ids, x.rows());
+}
+
+// y: [tokens, n]  x: [tokens, k]  w: [samples, n, k], or [samples, k, n]  offsets: [samples + 1]
+inline void check_segments(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets,
+                           bool transpose_w) {
+  const int64_t n = y.cols(), k = x.cols();
+  T2L_CHECK(x.dtype() == y.dtype() && (w.dtype() == x.dtype() || w.dtype() == DType::F32) && x.rank() == 2 &&
+                y.rank() == 2 && x.dim(0) == y.dim(0) && w.rank() == 3 && w.dim(1) == (transpose_w ? n : k) &&
+                w.dim(2) == (transpose_w ? k : n),
+            "{}: {} {}, {} {} and {} {}", op, name_of(y.dtype()), y.shape().str(), name_of(x.dtype()), x.shape().str(),
+            name_of(w.dtype()), w.shape().str());
+  check_i32(op, offsets, w.dim(0) + 1);
+}
+
 inline void check_f32(const char* op, const Tensor& t) {
   T2L_CHECK(t.dtype() == DType::F32, "{}: {} where f32 is needed", op, name_of(t.dtype()));
 }

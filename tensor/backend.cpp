@@ -35,6 +35,8 @@ template <class A>
 void check_nan_argument(const char*, const A&) {}
 void check_nan_argument(const char* op, Tensor& t) {
   if (t.dtype() == DType::I32) return;
+  // Its other rows may never have been written; those it writes were the output of another operation.
+  if (op == std::string_view("put_rows")) return;
   const auto values = t.to(Device::CPU);
   for (int64_t i = 0; i < t.size(); ++i) {
     const float x = t.dtype() == DType::F32 ? values.data<float>()[i] : float(values.data<bf16>()[i]);

@@ -158,6 +158,23 @@ void Cpu::gated_backward(Tensor* dgate, bool accumulate_gate, Tensor* dup, bool 
   });
 }
 
+void Cpu::softcap_forward(Tensor& y, const Tensor& x, float cap) {
+  check_alike("softcap_forward", y, x);
+  with_type(y.dtype(), [&]<class T>(T*) {
+    each<T>(y, false, [cap, x = x.data<T>()](int64_t i) { return cap * cpu::tanh(float(x[i]) / cap); });
+  });
+}
+
+void Cpu::softcap_backward(Tensor& dx, const Tensor& dy, const Tensor& y, float cap, bool accumulate) {
+  check_alike("softcap_backward", dx, dy, y);
+  with_type(dx.dtype(), [&]<class T>(T*) {
+    each<T>(dx, accumulate, [cap, dy = dy.data<T>(), y = y.data<T>()](int64_t i) {
+      const float t = float(y[i]) / cap;
+      return float(dy[i]) * (1 - t * t);
+    });
+  });
+}
+
 void Cpu::dropout(Tensor& y, const Tensor& x, float p, RandomKey key, bool accumulate) {
   check_alike("dropout", y, x);
   const float factor = 1 / (1 - p);

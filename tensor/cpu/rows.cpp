@@ -2,6 +2,7 @@
 // is summed by one thread, in order.
 #include <cstring>
 
+#include "tensor/alike.h"
 #include "tensor/cpu/cpu.h"
 
 namespace t2l::cpu {
@@ -70,6 +71,17 @@ void Cpu::scatter_rows(Tensor& dx, const Tensor& dy, int64_t column, const Tenso
       for (int64_t k = first; k < last; ++k)
         add_to(sum, dy.data<T>() + order[size_t(k)] * width + column + c0, c1 - c0);
       put_row(dx.data<T>() + r * cols + c0, sum, 1, c1 - c0, accumulate);
+    });
+  });
+}
+
+void Cpu::put_rows(Tensor& y, const Tensor& x, const Tensor& ids) {
+  check_put_rows(y, x, ids);
+  const int64_t cols = x.cols();
+  const int32_t* id = ids.data<int32_t>();
+  with_type(y.dtype(), [&]<class T>(T*) {
+    parallel(ids.size(), kGrain / std::max<int64_t>(cols, 1), [&](int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) std::copy_n(x.data<T>() + i * cols, cols, y.data<T>() + id[i] * cols);
     });
   });
 }

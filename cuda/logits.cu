@@ -1,0 +1,249 @@
+// Cross-entropy and sampling: a block per row of logits. The softmax runs online, so that a row is read once, and once
+// more for its gradient. Sampling finds its thresholds by radix selection, four bits a pass over the row, every thread
+// with its own sum for each of the 16 digits: no atomics, so sums have one order.
+#include <cfloat>
+
+#include "cuda/cuda.h"
+#include "cuda/grid.cuh"
+#include "cuda/reduce.cuh"
+#include "tensor/logits.h"
+
+namespace t2l::cuda {
+namespace {
+
+constexpr int kRowThreads = 512, kRowWarps = kRowThreads / 32;
+
+// f(i, left, vector) for this thread's vectors of a row
+template <class T, class F>
+__device__ void for_row(const T* x, int64_t n, F f) {
+  constexpr int N = kWidth<T>;
+  for (int64_t i = int64_t(threadIdx.x) * N; i < n; i += kRowThreads * N) f(i, n - i, Vec<T>::load(x + i, n - i));
+}
+
+__device__ float capped(float x, float softcap) { return softcap > 0 ? softcap * tanhf(x / softcap) : x; }
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads)
+    cross_entropy_kernel(float* loss, T* dlogits, const T* logits, const int32_t* targets, const float* weights,
+                         int64_t vocab, float smoothing, float softcap) {
+  constexpr int N = kWidth<T>;
+  const int64_t row = blockIdx.x, target = targets[row];
+  const float weight = weights[row];
+  logits += row * vocab, dlogits += dlogits ? row * vocab : 0;
+  const bool valid = target >= 0 && target < vocab;
+  const float z_target = weight != 0 && valid ? capped(float(logits[target]), softcap) : NAN;
+  float max = -FLT_MAX, sum = 0, total = 0;  // not -infinity, which minus itself is NaN
+  if (weight != 0)
+    for_row(logits, vocab, [&](int64_t, int64_t left, const Vec<T>& v) {
+      float z[N], highest = max;
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) {
+        z[k] = k < left ? capped(float(v[k]), softcap) : -INFINITY;
+        highest = fmaxf(highest, z[k]);
+      }
+      sum *= expf(max - highest);
+      max = highest;
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) {
+        sum += expf(z[k] - max);
+        if (k < left) total += z[k];
+      }
+    });
+  const float highest = block_max(max);  // all have read z_target now: dlogits may be logits
+  sum = block_sum(sum * expf(max - highest));
+  total = block_sum(total);
+  if (threadIdx.x == 0) {
+    const float log_sum = logf(sum);
+    float of_row = (1 - smoothing) * (log_sum + (highest - z_target));
+    if (smoothing > 0) of_row += smoothing * (log_sum + (highest - total / float(vocab)));
+    loss[row] = weight != 0 ? weight * of_row : 0;
+  }
+  if (dlogits) {
+    const float scale = weight / sum, even = weight * smoothing / float(vocab);
+    for_row(logits, vocab, [&](int64_t i, int64_t left, const Vec<T>& v) {
+      Vec<T> out;
+      T2L_UNROLL
+      for (int k = 0; k < N; ++k) {
+        const float z = capped(float(v[k]), softcap);
+        float d = expf(z - highest) * scale - even;
+        if (i + k == target) d -= weight * (1 - smoothing);
+        if (softcap > 0) d *= 1 - (z / softcap) * (z / softcap);
+        out[k] = T(weight != 0 ? d : 0.0f);
+      }
+      out.store(dlogits + i, left);
+    });
+  }
+}
+
+// What a block holds of the row it samples from.
+template <class T>
+struct Sampler {
+  const T* logits;
+  int64_t vocab;
+  float max, temperature;
+
+  static __device__ float value(T x) { return float(x) == float(x) ? float(x) : -INFINITY; }
+  // proportional to the probability
+  __device__ float share(float x) const { return x == max ? 1.0f : expf((x - max) / temperature); }
+
+  // The sum of f(logit, its bits) over the logits of `least` bits and more.
+  template <class F>
+  __device__ float sum(uint32_t least, F f) const {
+    float mine = 0;
+    for_row(logits, vocab, [&](int64_t, int64_t left, const Vec<T>& v) {
+      T2L_UNROLL
+      for (int k = 0; k < kWidth<T>; ++k) {
+        const float x = value(v[k]);
+        if (k < left && ordered_bits(x) >= least) mine += f(x);
+      }
+    });
+    return block_sum(mine);
+  }
+
+  // The largest threshold, at least `least`, whose logits of that many bits and more have a weight that reaches the
+  // target; that of all if they do not. Digit by digit: in each, the weight of its values from the highest on.
+  template <class F>
+  __device__ uint32_t select(uint32_t least, float target, F weight) const {
+    constexpr int kDigits = 16;
+    static_assert(kDigits <= kRowWarps);
+    __shared__ float mine[kDigits][kRowThreads], digits[kDigits];
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t found = 0;
+    float above = 0;
+    for (int shift = 28; shift >= 0; shift -= 4) {
+      T2L_UNROLL
+      for (int d = 0; d < kDigits; ++d) mine[d][threadIdx.x] = 0;
+      for_row(logits, vocab, [&](int64_t, int64_t left, const Vec<T>& v) {
+        T2L_UNROLL
+        for (int k = 0; k < kWidth<T>; ++k) {
+          const float x = value(v[k]);
+          const uint32_t bits = ordered_bits(x);
+          if (k < left && bits >= least && (bits ^ found) >> shift >> 4 == 0)
+            mine[bits >> shift & (kDigits - 1)][threadIdx.x] += weight(x);
+        }
+      });
+      __syncthreads();
+      if (warp < kDigits) {
+        float total = 0;
+        for (int i = lane; i < kRowThreads; i += 32) total += mine[warp][i];
+        total = warp_sum(total);
+        if (lane == 0) digits[warp] = total;
+      }
+      __syncthreads();
+      int digit = -1;
+      for (int d = kDigits - 1; d >= 0; --d) {
+        if (digits[d] == 0) continue;
+        if (digit >= 0) above += digits[digit];
+        digit = d;
+        if (above + digits[d] >= target) break;
+      }
+      found |= uint32_t(max_of(digit, 0)) << shift;
+    }
+    return found > least ? found : least;
+  }
+  static __device__ int max_of(int a, int b) { return a > b ? a : b; }
+
+  // The first index, among the logits of `least` bits and more, at which the running share of all exceeds `uniform`.
+  // Warps hold neighbouring parts of the row.
+  __device__ int find(uint32_t least, float uniform) const {
+    __shared__ float parts[kRowWarps];
+    __shared__ int result;
+    const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    const int64_t part = (vocab + kRowThreads - 1) / kRowThreads * 32, begin = min(vocab, warp * part),
+                  end = min(vocab, begin + part);
+    const auto kept = [&](int64_t i) {
+      const float x = i < end ? value(logits[i]) : -INFINITY;
+      return ordered_bits(x) >= least ? share(x) : 0.0f;
+    };
+    float mine = 0;
+    for (int64_t i = begin + lane; i < end; i += 32) mine += kept(i);
+    mine = warp_sum(mine);
+    if (lane == 0) parts[warp] = mine;
+    __syncthreads();
+    float total = 0;
+    for (int w = 0; w < kRowWarps; ++w) total += parts[w];
+    const float point = uniform * total;
+    int chosen = 0;
+    float below = 0, sum = 0;
+    for (int w = 0; w < kRowWarps; ++w) {
+      if (parts[w] == 0) continue;
+      chosen = w, below = sum, sum += parts[w];
+      if (sum > point) break;
+    }
+    if (warp == chosen) {
+      int64_t found = 0;  // the last one kept, should rounding leave the sum below the point
+      for (int64_t i = begin; i < end; i += 32) {
+        const float p = kept(i + lane);
+        float running = p;
+        for (int distance = 1; distance < 32; distance *= 2) {
+          const float before = __shfl_up_sync(0xffffffffu, running, unsigned(distance));
+          if (lane >= distance) running += before;
+        }
+        const unsigned some = __ballot_sync(0xffffffffu, p > 0);
+        const unsigned beyond = __ballot_sync(0xffffffffu, p > 0 && below + running > point);
+        if (some) found = i + 31 - __clz(int(some));
+        if (beyond) {
+          found = i + __ffs(int(beyond)) - 1;
+          break;
+        }
+        below += __shfl_sync(0xffffffffu, running, 31);
+      }
+      if (lane == 0) result = int(found);
+    }
+    __syncthreads();
+    return result;
+  }
+};
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads)
+    sample_kernel(int32_t* ids, const T* logits, const float* uniform, int64_t vocab, float temperature, int64_t top_k,
+                  float top_p) {
+  Sampler<T> row{logits + blockIdx.x * vocab, vocab, -INFINITY, temperature};
+  for_row(row.logits, vocab, [&](int64_t, int64_t left, const Vec<T>& v) {
+    T2L_UNROLL
+    for (int k = 0; k < kWidth<T>; ++k)
+      if (k < left) row.max = fmaxf(row.max, row.value(v[k]));
+  });
+  row.max = block_max(row.max);
+  int id;
+  if (temperature == 0 || row.max == -INFINITY) {
+    float first = -INFINITY;  // minus the index
+    for_row(row.logits, vocab, [&](int64_t i, int64_t left, const Vec<T>& v) {
+      T2L_UNROLL
+      for (int k = 0; k < kWidth<T>; ++k)
+        if (k < left && row.value(v[k]) == row.max) first = fmaxf(first, -float(i + k));
+    });
+    id = int(-block_max(first));
+  } else {
+    const auto share = [&](float x) { return row.share(x); };
+    uint32_t least = kLeastFinite;
+    if (top_k > 0 && top_k < vocab) least = row.select(least, float(top_k), [](float) { return 1.0f; });
+    if (top_p < 1) least = row.select(least, top_p * row.sum(least, share), share);
+    id = row.find(least, uniform[blockIdx.x]);
+  }
+  if (threadIdx.x == 0) ids[blockIdx.x] = id;
+}
+
+}  // namespace
+
+void Cuda::cross_entropy(Tensor& loss, Tensor* dlogits, const Tensor& logits, const Tensor& targets,
+                         const Tensor& weights, float smoothing, float softcap) {
+  check_cross_entropy(loss, dlogits, logits, targets, weights, smoothing, softcap);
+  with_type(logits.dtype(), [&]<class T>(T*) {
+    launch(cross_entropy_kernel<T>, blocks_for(logits.rows(), 1), kRowThreads, 0, stream_, loss.data<float>(),
+           dlogits ? static_cast<T*>(dlogits->raw()) : nullptr, static_cast<T*>(logits.raw()), targets.data<int32_t>(),
+           weights.data<float>(), logits.cols(), smoothing, softcap);
+  });
+}
+
+void Cuda::sample(Tensor& ids, const Tensor& logits, const Tensor& uniform, float temperature, int64_t top_k,
+                  float top_p) {
+  check_sample(ids, logits, uniform, temperature);
+  with_type(logits.dtype(), [&]<class T>(T*) {
+    launch(sample_kernel<T>, blocks_for(logits.rows(), 1), kRowThreads, 0, stream_, ids.data<int32_t>(),
+           static_cast<T*>(logits.raw()), uniform.data<float>(), logits.cols(), temperature, top_k, top_p);
+  });
+}
+
+}  // namespace t2l::cuda

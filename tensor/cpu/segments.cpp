@@ -1,0 +1,121 @@
+// Per-sample products: every segment of rows meets its own matrix. All are cut into tiles of C, which threads take as
+// they come; a tile is one call of the matrix product into f32, in the cache, then scaled and rounded once. As there,
+// an element's value does not depend on how many rows or segments there are.
+#include <vector>
+
+#include "tensor/alike.h"
+#include "tensor/cpu/cpu.h"
+#include "tensor/cpu/gemm.h"
+
+namespace t2l::cpu {
+namespace {
+
+constexpr int64_t kRows = 128, kCols = 1024;  // of the largest tile: half a megabyte
+constexpr int64_t kLeastRows = 16, kLeastCols = 64;
+
+const void* at(const void* p, DType t, int64_t i) { return static_cast<const std::byte*>(p) + i * int64_t(size_of(t)); }
+
+// C's tiles of [rows, cols] of one product, each a product of its own.
+void cut(std::vector<Gemm>& tiles, const Gemm& g, int64_t rows, int64_t cols) {
+  const Matmul& s = g.spec;
+  for (int64_t i = 0; i < s.m; i += rows)
+    for (int64_t j = 0; j < s.n; j += cols) {
+      Gemm& t = tiles.emplace_back(g);
+      t.spec.m = std::min(rows, s.m - i);
+      t.spec.n = std::min(cols, s.n - j);
+      t.a = at(g.a, g.input, s.transpose_a ? i : i * s.lda);
+      t.b = at(g.b, g.input, s.transpose_b ? j * s.ldb : j);
+      t.c = const_cast<void*>(at(g.c, g.output, i * s.ldc + j));
+    }
+}
+
+void compute(const std::vector<Gemm>& tiles, float alpha) {
+  if (tiles.empty()) return;
+  int64_t largest = 0;
+  double work = 0;
+  for (const Gemm& t : tiles) {
+    largest = std::max(largest, t.spec.m * t.spec.n);
+    work += double(t.spec.m) * double(t.spec.n) * double(t.spec.k + 16);
+  }
+  const int64_t count = int64_t(tiles.size()),
+                threads = work < 1e5 ? 1 : std::min<int64_t>(count, omp_get_max_threads());
+  const Tensor scratch = Tensor::empty({threads, largest});
+#pragma omp parallel for schedule(dynamic) num_threads(int(threads)) if (threads > 1)
+  for (int64_t i = 0; i < count; ++i) {
+    const Gemm& t = tiles[size_t(i)];
+    const Matmul& s = t.spec;
+    float* const sums = scratch.data<float>() + (threads > 1 ? omp_get_thread_num() : 0) * largest;
+    Gemm to_sums = t;
+    to_sums.c = sums, to_sums.output = DType::F32;
+    to_sums.spec.ldc = s.n, to_sums.spec.accumulate = false;
+    gemm(to_sums);
+    with_type(t.output, [&]<class T>(T*) {
+      for (int64_t r = 0; r < s.m; ++r) {
+        T* const c = static_cast<T*>(t.c) + r * s.ldc;
+        const float* const sum = sums + r * s.n;
+        if (s.accumulate)
+          for (int64_t j = 0; j < s.n; ++j) c[j] = T(float(c[j]) + alpha * sum[j]);
+        else
+          for (int64_t j = 0; j < s.n; ++j) c[j] = T(alpha * sum[j]);
+      }
+    });
+  }
+}
+
+int64_t share(int64_t n, int64_t least, int64_t most) {
+  return std::clamp(n / (2 * omp_get_max_threads()) / least * least, least, most);
+}
+
+}  // namespace
+
+void Cpu::segment_matmul(Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets, bool transpose_w,
+                         float alpha, bool accumulate) {
+  check_segments("segment_matmul", y, x, w, offsets, transpose_w);
+  const int64_t n = y.cols(), k = x.cols();
+  const int32_t* offset = offsets.data<int32_t>();
+  std::vector<Gemm> tiles;
+  for (int64_t s = 0; s + 1 < offsets.size(); ++s) {
+    const Gemm g{.c = const_cast<void*>(at(y.raw(), y.dtype(), offset[s] * n)),
+                 .a = at(x.raw(), x.dtype(), offset[s] * k),
+                 .b = at(w.raw(), w.dtype(), s * n * k),
+                 .input = x.dtype(),
+                 .output = y.dtype(),
+                 .spec = {.m = offset[s + 1] - offset[s],
+                          .n = n,
+                          .k = k,
+                          .transpose_b = transpose_w,
+                          .lda = k,
+                          .ldb = transpose_w ? k : n,
+                          .ldc = n,
+                          .accumulate = accumulate}};
+    cut(tiles, g, share(x.rows(), kLeastRows, kRows), kCols);
+  }
+  compute(tiles, alpha);
+}
+
+void Cpu::segment_matmul_weight(Tensor& dw, const Tensor& dy, const Tensor& x, const Tensor& offsets, float alpha,
+                                bool accumulate) {
+  check_segments("segment_matmul_weight", dy, x, dw, offsets, true);
+  const int64_t n = dy.cols(), k = x.cols();
+  const int32_t* offset = offsets.data<int32_t>();
+  std::vector<Gemm> tiles;
+  for (int64_t s = 0; s + 1 < offsets.size(); ++s) {
+    const Gemm g{.c = const_cast<void*>(at(dw.raw(), dw.dtype(), s * n * k)),
+                 .a = at(dy.raw(), dy.dtype(), offset[s] * n),
+                 .b = at(x.raw(), x.dtype(), offset[s] * k),
+                 .input = x.dtype(),
+                 .output = dw.dtype(),
+                 .spec = {.m = n,
+                          .n = k,
+                          .k = offset[s + 1] - offset[s],
+                          .transpose_a = true,
+                          .lda = n,
+                          .ldb = k,
+                          .ldc = k,
+                          .accumulate = accumulate}};
+    cut(tiles, g, kRows, share(k, kLeastCols, kCols));
+  }
+  compute(tiles, alpha);
+}
+
+}  // namespace t2l::cpu
