@@ -1,8 +1,6 @@
 // Text encoders: tiny random BERT and gte models against their forward pass in double precision (tests/golden/encoders,
 // made by tools/make_golden_encoders.py), the recorded outputs of the original code and of the real all-MiniLM-L6-v2 in
 // ../shared/golden/encoders, and what must hold between runs: packed or alone, f32 or bf16, CPU or CUDA.
-#include <unistd.h>
-
 #include <catch2/catch.hpp>
 #include <cmath>
 #include <cstdlib>
@@ -13,73 +11,18 @@
 #include "t2l/task_embedding.h"
 #include "tensor/allocator.h"
 #include "tests/golden_files.h"
+#include "tests/support.h"
 #include "transformer/model_lookup.h"
 
 namespace t2l {
 namespace {
 
 namespace fs = std::filesystem;
-using Values = std::vector<float>;
+using namespace test;
 
 const std::string kGolden = "tests/golden/encoders";
 
-fs::path shared() { return fs::path(test::shared_folder()) / "golden/encoders"; }
-
-void skip(const std::string& why) { WARN("skipped: " + why); }
-
-std::vector<Device> devices() {
-  std::vector<Device> all = {Device::CPU};
-  if (has_cuda()) all.push_back(Device::CUDA);
-  return all;
-}
-
-double relative(const Values& got, const Values& want) {
-  REQUIRE(got.size() == want.size());
-  double difference = 0, size = 0;
-  for (size_t i = 0; i < got.size(); ++i) {
-    difference += std::pow(double(got[i]) - double(want[i]), 2);
-    size += std::pow(double(want[i]), 2);
-  }
-  return std::sqrt(difference / size);
-}
-
-Values values(const Tensor& x) { return x.to(DType::F32).to_vector<float>(); }
-
-void check_near(const Tensor& got, const Values& want, double tolerance) {
-  const double error = relative(values(got), want);
-  INFO("relative L2 " << error);
-  CHECK(error <= tolerance);
-}
-
-struct Scratch {
-  fs::path path = fs::temp_directory_path() / fmt::format("t2l-encoders-{}", ::getpid());
-  Scratch() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Scratch() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return (path / name).string(); }
-  void write(const std::string& name, const std::string& text) const {
-    fs::create_directories((path / name).parent_path());
-    std::ofstream(path / name) << text;
-  }
-};
-
-template <class F>
-void check_refused(F&& f, const std::vector<std::string>& parts) {
-  std::string message = "(accepted)";
-  try {
-    f();
-  } catch (const Error& e) {
-    message = e.what();
-  }
-  INFO(message);
-  CHECK(message.find('\n') == std::string::npos);
-  for (const std::string& part : parts) {
-    INFO("expected: " << part);
-    CHECK(message.find(part) != std::string::npos);
-  }
-}
+fs::path shared() { return fs::path(shared_folder()) / "golden/encoders"; }
 
 // ---- the committed golden set
 const Json& cases() {

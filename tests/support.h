@@ -1,0 +1,80 @@
+// What tests of whole models share: devices, relative errors, scratch folders, refusals.
+#pragma once
+#include <unistd.h>
+
+#include <catch2/catch.hpp>
+#include <cmath>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <vector>
+
+#include "tensor/backend.h"
+
+namespace t2l::test {
+
+using Values = std::vector<float>;
+
+inline void skip(const std::string& why) { WARN("skipped: " + why); }
+
+inline std::vector<Device> devices() {
+  std::vector<Device> all = {Device::CPU};
+  if (has_cuda()) all.push_back(Device::CUDA);
+  return all;
+}
+
+inline Values values(const Tensor& x) { return x.to(DType::F32).to_vector<float>(); }
+
+// |got - want| / |want|
+inline double relative(const Values& got, const Values& want) {
+  REQUIRE(got.size() == want.size());
+  double difference = 0, size = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    difference += std::pow(double(got[i]) - double(want[i]), 2);
+    size += std::pow(double(want[i]), 2);
+  }
+  return std::sqrt(difference / size);
+}
+
+inline void check_near(const Tensor& got, const Values& want, double tolerance) {
+  const double error = relative(values(got), want);
+  INFO("relative L2 " << error);
+  CHECK(error <= tolerance);
+}
+
+// A folder that is gone when the test ends.
+struct Scratch {
+  std::filesystem::path path;
+  Scratch() {
+    static int count = 0;
+    path = std::filesystem::temp_directory_path() / fmt::format("t2l-test-{}-{}", ::getpid(), count++);
+    std::filesystem::remove_all(path);
+    std::filesystem::create_directories(path);
+  }
+  ~Scratch() { std::filesystem::remove_all(path); }
+  Scratch(const Scratch&) = delete;
+  std::string operator/(const std::string& name) const { return (path / name).string(); }
+  void write(const std::string& name, const std::string& text) const {
+    std::filesystem::create_directories((path / name).parent_path());
+    std::ofstream(path / name) << text;
+  }
+};
+
+// f fails with one line that contains all of `parts`.
+template <class F>
+void check_refused(F&& f, const std::vector<std::string>& parts) {
+  std::string message = "(accepted)";
+  try {
+    f();
+  } catch (const Error& e) {
+    message = e.what();
+  }
+  INFO(message);
+  CHECK(message.find('\n') == std::string::npos);
+  for (const std::string& part : parts) {
+    INFO("expected: " << part);
+    CHECK(message.find(part) != std::string::npos);
+  }
+}
+
+}  // namespace t2l::test
