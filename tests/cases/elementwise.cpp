@@ -75,6 +75,22 @@ T2L_OP_TEST(scaling);
 // is small, which an L2 norm over normal inputs does not see.
 constexpr double kActivation = 4e-7;
 
+const OpTest softcap_test{
+    .name = "softcap",
+    .sizes = kSizes,
+    .perf = kPerf,
+    .inputs = [](Inputs& in, const Size& s) { in.normal(shape_of(s), 0, 2); },
+    .run = [](const std::vector<Var>& in, const Size&) { return std::vector{softcap(in[0], 3)}; },
+    .reference = [](const Arrays& in,
+                    const Size&) { return map(in, [&](size_t i) { return 3 * std::tanh(in[0].v[i] / 3); }); },
+    .f32 = 2e-7,
+    .bf16 = kOneRoundingBf16,
+    // 1 - (y / cap)^2 of a y that was rounded: twice its error, where the slope is small
+    .grad_f32 = 5e-7,
+    .grad_bf16 = 8e-3,
+    .work = moves(2)};
+T2L_OP_TEST(softcap_test);
+
 const bool activations = [] {
   for (const auto& [name, kind] : kActivations) {
     const auto f = [kind = kind](double x) { return act(x, kind); };

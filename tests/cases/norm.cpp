@@ -1,3 +1,4 @@
+#include <catch2/catch.hpp>
 #include <cmath>
 
 #include "tests/harness.h"
@@ -60,6 +61,64 @@ const OpTest layernorm_small{
     .differentiable = false,
 };
 T2L_OP_TEST(layernorm_small);
+
+Arrays rmsnorm_reference(const Arrays& in, double eps, double shift) {
+  const Array& x = in[0];
+  Array y(x.shape);
+  for (int64_t i = 0; i < x.rows(); ++i) {
+    double square = 0;
+    for (int64_t j = 0; j < x.shape[-1]; ++j) square += x(i, j) * x(i, j) / double(x.shape[-1]);
+    for (int64_t j = 0; j < x.shape[-1]; ++j) y(i, j) = x(i, j) / std::sqrt(square + eps) * (in[1][j] + shift);
+  }
+  return {y};
+}
+
+// size: rows, columns, shift. eps is not small against the rows.
+const OpTest rmsnorm_test{
+    .name = "rmsnorm",
+    .sizes = {{7, 13, 0}, {7, 13, 1}, {5, 64, 0}, {290, 33, 1}, {67, 384, 0}, {9, 1030, 1}, {3, 2200, 0}, {0, 8, 0}},
+    .perf = {{8192, 576, 0}, {8192, 1024, 0}, {4096, 4096, 0}, {1, 4096, 0}},
+    .inputs =
+        [](Inputs& in, const Size& s) {
+          in.normal({s[0], s[1]}, 0.2).normal({s[1]}, 1 - double(s[2]), 0.3);
+        },
+    .run = [](const std::vector<Var>& in, const Size& s) -> std::vector<Var> {
+      return {rmsnorm(in[0], in[1], 0.05f, float(s[2]))};
+    },
+    .reference = [](const Arrays& in, const Size& s) { return rmsnorm_reference(in, 0.05f, double(s[2])); },
+    .f32 = 3e-7,   // a sum of squares, a root, a division, two products
+    .bf16 = 4e-3,  // x rstd and y are rounded where shift is 0
+    .grad_f32 = 1e-6,
+    .grad_bf16 = 3e-3,
+    .work = kRowWork,
+};
+T2L_OP_TEST(rmsnorm_test);
+
+// The two forms round differently in bf16, and as transformers' do, bit for bit.
+TEST_CASE("rmsnorm rounds as its families do") {
+  constexpr int64_t cols = 300;
+  Inputs in(3);
+  in.normal({cols}).normal({cols}, 1, 0.3);
+  for (const Device device : devices())
+    for (const float shift : {0.f, 1.f}) {
+      const auto to_bf16 = [&](size_t i) {
+        const std::vector<float> f(in.list[i].array.v.begin(), in.list[i].array.v.end());
+        return Tensor::from(f).to(DType::BF16).to(device);
+      };
+      const Tensor x = to_bf16(0), w = to_bf16(1);
+      const auto xs = to_double(x), ws = to_double(w), y = to_double(rmsnorm(x, w, 1e-6f, shift).value);
+      double square = 0;
+      for (const double v : xs) square += v * v / double(cols);
+      const float rstd = float(1 / std::sqrt(square + 1e-6));
+      int64_t different = 0;
+      for (size_t j = 0; j < xs.size(); ++j) {
+        const float n = float(xs[j]) * rstd;
+        different +=
+            y[j] != double(shift == 0 ? bf16(float(bf16(n)) * float(ws[j])) : bf16(n * (float(ws[j]) + shift)));
+      }
+      CHECK(different <= 2);  // where the last bit of rstd decides; rounding once instead of twice differs in some 70
+    }
+}
 
 // size: rows, columns. The first row is below eps, where the norm's gradient vanishes.
 const OpTest l2_normalize_test{

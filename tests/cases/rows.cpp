@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "tests/harness.h"
 
 namespace t2l::test {
@@ -60,6 +62,41 @@ const OpTest add_rows_test{
     .grad_bf16 = 3e-3,
 };
 T2L_OP_TEST(add_rows_test);
+
+// size: rows out, rows in, columns. Into rows that hold something, and into memory never written, read back by name.
+const OpTest put_rows_test{
+    .name = "put_rows",
+    .sizes = {{7, 3, 5}, {300, 70, 33}, {40, 40, 264}, {5, 0, 4}},
+    .perf = {{65536, 8, 1024}, {65536, 4096, 1024}},
+    .inputs =
+        [](Inputs& in, const Size& s) {
+          std::vector<int32_t> ids(static_cast<size_t>(s[0]));
+          for (size_t i = 0; i < ids.size(); ++i) ids[i] = int32_t(i);
+          std::shuffle(ids.begin(), ids.end(), in.rng());
+          ids.resize(size_t(s[1]));
+          in.normal({s[0], s[2]}).normal({s[1], s[2]}).integers(ids);
+        },
+    .run =
+        [](const std::vector<Var>& in, const Size&) {
+          Tensor y = in[0].value.clone(), fresh = Tensor::empty(y.shape(), y.dtype(), y.device());
+          for (Tensor* to : {&y, &fresh}) backend(y).put_rows(*to, in[1].value, in[2].value);
+          return std::vector<Var>{y, gather_rows(fresh, in[2].value)};
+        },
+    .reference = [](const Arrays& in, const Size& s) -> Arrays {
+      Array y = in[0];
+      for (int64_t i = 0; i < s[1]; ++i)
+        for (int64_t j = 0; j < s[2]; ++j) y(int64_t(in[2][i]), j) = in[1](i, j);
+      return {y, in[1]};
+    },
+    .f32 = 0,  // copies
+    .bf16 = 0,
+    .differentiable = false,
+    .work =
+        [](const Size& s, size_t bytes) {
+          return Work{(2. * double(s[0]) + 6. * double(s[1])) * double(s[2]) * double(bytes), 0};
+        },
+};
+T2L_OP_TEST(put_rows_test);
 
 // size: batch, rows, columns; batch 0 stands for a matrix without one
 const OpTest transpose_test{
