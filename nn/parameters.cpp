@@ -7,14 +7,13 @@ namespace {
 
 constexpr int64_t kAlign = 64;  // elements between the beginnings of parameters in the slab
 
-// FNV-1a: a parameter's stream of random numbers.
-uint64_t hash(const std::string& s) {
-  uint64_t h = 14695981039346656037ull;
-  for (unsigned char c : s) h = (h ^ c) * 1099511628211ull;
+}  // namespace
+
+uint64_t stream_of(const std::string& name) {
+  uint64_t h = 14695981039346656037ull;  // FNV-1a
+  for (unsigned char c : name) h = (h ^ c) * 1099511628211ull;
   return h;
 }
-
-}  // namespace
 
 namespace init {
 
@@ -70,7 +69,7 @@ void Parameters::initialise(uint64_t seed) {
   for (Entry& e : entries_) {
     if (e.value) continue;
     e.value = Tensor::zeros(e.shape);
-    e.init(e.value, RandomKey{seed, hash(e.name)});
+    e.init(e.value, RandomKey{seed, stream_of(e.name)});
   }
 }
 

@@ -23,6 +23,9 @@ Init normal(float std = 1);
 Init linear(int64_t in);  // torch.nn.Linear's weight and bias: uniform within 1 / sqrt(in)
 }  // namespace init
 
+// The stream of random numbers that belongs to a name.
+uint64_t stream_of(const std::string& name);
+
 class Parameters {
  public:
   void declare(std::string name, Shape shape, Init init, bool trainable = true);

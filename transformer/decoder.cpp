@@ -5,6 +5,7 @@
 #include <map>
 #include <numeric>
 
+#include "nn/parameters.h"
 #include "nn/spans.h"
 
 namespace t2l {
@@ -70,6 +71,17 @@ std::vector<Decoder::Parameter> Decoder::parameters() {
   all.push_back({"model.norm.weight", {c.hidden}, &norm_});
   if (!c.tied) all.push_back({"lm_head.weight", {c.vocab, c.hidden}, &head_});
   return all;
+}
+
+void Decoder::initialise(uint64_t seed) {
+  for (const Parameter& p : parameters()) {
+    Tensor w = Tensor::empty(p.shape, DType::F32, options_.device);
+    if (p.shape.rank() > 1)
+      backend(w).random_normal(w, 0, 0.02f, {seed, stream_of(p.name)});
+    else
+      w = Tensor::full(p.shape, p.name.ends_with("norm.weight") && !config_.gemma ? 1 : 0, options_.device);
+    *p.value = w.to(options_.dtype);
+  }
 }
 
 Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache) const {

@@ -74,6 +74,9 @@ class Decoder {
     Var* value;
   };
   std::vector<Parameter> parameters();
+  // Draws every weight as transformers initialises an untrained model: matrices from N(0, 0.02), norms as the identity,
+  // biases 0. A weight's numbers depend on the seed and its name.
+  void initialise(uint64_t seed);
 
  private:
   struct Linear {
