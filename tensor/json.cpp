@@ -1,5 +1,6 @@
 #include "tensor/json.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 
@@ -7,10 +8,12 @@ namespace t2l {
 namespace {
 
 // Builds the value as nlohmann's parser, which does not recurse, reports its pieces; refuses what that would accept.
-class Builder : public nlohmann::json_sax<Json> {
+template <class J>
+class Builder : public nlohmann::json_sax<J> {
  public:
+  using typename nlohmann::json_sax<J>::binary_t;
   Builder(const std::string& file, std::string_view text, int depth) : file_(file), text_(text), most_(depth) {}
-  Json take() { return std::move(root_); }
+  J take() { return std::move(root_); }
 
   bool null() override { return add(nullptr); }
   bool boolean(bool x) override { return add(x); }
@@ -18,15 +21,23 @@ class Builder : public nlohmann::json_sax<Json> {
   bool number_unsigned(uint64_t x) override { return add(x); }
   bool number_float(double x, const std::string&) override { return add(x); }
   bool string(std::string& s) override { return add(std::move(s)); }
-  bool binary(Json::binary_t&) override { return false; }
-  bool start_object(size_t) override { return open(Json::object()); }
-  bool start_array(size_t) override { return open(Json::array()); }
-  bool end_object() override { return close(); }
+  bool binary(binary_t&) override { return false; }
+  bool start_object(size_t) override { return open(J::object()); }
+  bool start_array(size_t) override { return open(J::array()); }
+  bool end_object() override {
+    if constexpr (!unique_keys) check_keys(stack_.back()->template get_ref<const typename J::object_t&>());
+    return close();
+  }
   bool end_array() override { return close(); }
   bool key(std::string& key) override {
-    const auto [it, fresh] = stack_.back()->get_ref<Json::object_t&>().emplace(std::move(key), nullptr);
-    if (!fresh) fail("{}: the key '{}' occurs twice in one object; remove one", file_, printable(it->first));
-    slot_ = &it->second;
+    auto& object = stack_.back()->template get_ref<typename J::object_t&>();
+    if constexpr (unique_keys) {
+      const auto [it, fresh] = object.emplace(std::move(key), nullptr);
+      if (!fresh) repeated(it->first);
+      slot_ = &it->second;
+    } else {  // a vector, whose own emplace() would compare with all before it
+      slot_ = &static_cast<std::vector<typename J::object_t::value_type>&>(object).emplace_back(std::move(key), nullptr).second;
+    }
     return true;
   }
   bool parse_error(size_t position, const std::string&, const nlohmann::detail::exception& e) override {
@@ -41,10 +52,23 @@ class Builder : public nlohmann::json_sax<Json> {
   }
 
  private:
+  static constexpr bool unique_keys = std::is_same_v<J, Json>;  // its objects are maps
+
+  [[noreturn]] void repeated(const std::string& key) {
+    fail("{}: the key '{}' occurs twice in one object; remove one", file_, printable(key));
+  }
+  void check_keys(const typename J::object_t& object) {
+    std::vector<const std::string*> keys;
+    for (const auto& entry : object) keys.push_back(&entry.first);
+    std::sort(keys.begin(), keys.end(), [](const auto* a, const auto* b) { return *a < *b; });
+    const auto twice = std::adjacent_find(keys.begin(), keys.end(), [](const auto* a, const auto* b) { return *a == *b; });
+    if (twice != keys.end()) repeated(**twice);
+  }
+
   template <class T>
-  Json* place(T&& x) {
+  J* place(T&& x) {
     if (stack_.empty()) return &(root_ = std::forward<T>(x));
-    if (stack_.back()->is_array()) return &stack_.back()->get_ref<Json::array_t&>().emplace_back(std::forward<T>(x));
+    if (stack_.back()->is_array()) return &stack_.back()->template get_ref<typename J::array_t&>().emplace_back(std::forward<T>(x));
     return &(*slot_ = std::forward<T>(x));
   }
   template <class T>
@@ -52,7 +76,7 @@ class Builder : public nlohmann::json_sax<Json> {
     place(std::forward<T>(x));
     return true;
   }
-  bool open(Json container) {
+  bool open(J container) {
     if (stack_.size() >= size_t(most_))
       fail("{}: is nested deeper than {} levels; no such file should be", file_, most_);
     stack_.push_back(place(std::move(container)));
@@ -66,19 +90,27 @@ class Builder : public nlohmann::json_sax<Json> {
   const std::string& file_;
   std::string_view text_;
   int most_;
-  Json root_;
-  std::vector<Json*> stack_;  // the open containers; one is never touched while another within it is open
-  Json* slot_ = nullptr;      // the value of the last key
+  J root_;
+  std::vector<J*> stack_;  // the open containers; one is never touched while another within it is open
+  J* slot_ = nullptr;      // the value of the last key
 };
+
+template <class J>
+J parse(std::string_view text, const std::string& file, JsonLimits limits) {
+  if (text.size() > limits.bytes)
+    fail("{}: has {} bytes, more than the {} such a file may have", file, text.size(), limits.bytes);
+  Builder<J> builder(file, text, limits.depth);
+  J::sax_parse(text.begin(), text.end(), &builder);
+  return builder.take();
+}
 
 }  // namespace
 
 Json parse_json(std::string_view text, const std::string& file, JsonLimits limits) {
-  if (text.size() > limits.bytes)
-    fail("{}: has {} bytes, more than the {} such a file may have", file, text.size(), limits.bytes);
-  Builder builder(file, text, limits.depth);
-  Json::sax_parse(text.begin(), text.end(), &builder);
-  return builder.take();
+  return parse<Json>(text, file, limits);
+}
+OrderedJson parse_ordered_json(std::string_view text, const std::string& file, JsonLimits limits) {
+  return parse<OrderedJson>(text, file, limits);
 }
 
 Json read_json(const std::string& path, JsonLimits limits) {

@@ -9,6 +9,7 @@
 namespace t2l {
 
 using Json = nlohmann::json;
+using OrderedJson = nlohmann::ordered_json;  // whose objects keep the order of their keys
 
 struct JsonLimits {
   size_t bytes = size_t(64) << 20;
@@ -17,6 +18,7 @@ struct JsonLimits {
 
 // Error, with line and column, for anything that is not one JSON value in UTF-8, for a repeated key, and beyond limits.
 Json parse_json(std::string_view text, const std::string& file, JsonLimits limits = {});
+OrderedJson parse_ordered_json(std::string_view text, const std::string& file, JsonLimits limits = {});
 Json read_json(const std::string& path, JsonLimits limits = {});
 
 // A view of an object, which must outlive it. A key that is absent or null is missing: the getters with a fallback
