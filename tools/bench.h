@@ -6,6 +6,8 @@ namespace t2l {
 
 // Matrix products against OpenBLAS, oneDNN and the peak of fused multiply-adds.
 int bench_gemm(const CommandLine& cli);
+// Attention against the matrix product.
+int bench_kernels(const CommandLine& cli);
 // A cold t2l-gen process against memory copies and the matrix product.
 int bench_generate(const CommandLine& cli);
 
