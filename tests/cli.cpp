@@ -1,6 +1,4 @@
 // t2l-gen as a user runs it: what it writes, its exit status, and that bad input gives one line and nothing on disk.
-#include <sys/wait.h>
-
 #include <catch2/catch.hpp>
 #include <cstring>
 #include <filesystem>
@@ -11,50 +9,24 @@
 #include "t2l/torch_archive.h"
 #include "tensor/json.h"
 #include "tests/golden_files.h"
+#include "tests/support.h"
 
 using namespace t2l;
 namespace fs = std::filesystem;
 
 namespace {
 
-struct Run {
-  int status = 0;
-  std::string out, err;
-};
+using namespace test;
 
-struct Folder {
-  std::string path = (fs::temp_directory_path() / fmt::format("t2l_cli_{}", getpid())).string();
-  Folder() {
-    fs::remove_all(path);
-    fs::create_directories(path);
-  }
-  ~Folder() { fs::remove_all(path); }
-  std::string operator/(const std::string& name) const { return path + "/" + name; }
-};
-
-std::string quoted(const std::string& s) {
-  std::string q = "'";
-  for (char c : s) c == '\'' ? q += "'\\''" : q += c;
-  return q + "'";
-}
-
-Run gen(const Folder& folder, const std::vector<std::string>& arguments, const std::string& input = "") {
-  const char* bin = std::getenv("T2L_BIN");
-  std::string command = fmt::format("{}/t2l-gen", bin ? bin : "build/bin");
-  for (auto& a : arguments) command += " " + quoted(a);
-  write_text_file(folder / "stdin", input);
-  const int status = std::system(
-      (command + " --device cpu <" + (folder / "stdin") + " >" + (folder / "stdout") + " 2>" + (folder / "stderr"))
-          .c_str());
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_text_file(folder / "stdout"),
-          read_text_file(folder / "stderr")};
+Run gen(const Scratch& folder, const std::vector<std::string>& arguments, const std::string& input = "") {
+  return run_program(folder, "t2l-gen", arguments, input);
 }
 
 const std::string kGolden = "tests/golden/hypernet/";
 const std::string kEmbedding = "/embedding.safetensors";
 
 // Exit 1 (or 2), exactly one line that begins with "error: " and names what is expected, nothing left on disk.
-void refused(const Folder& folder, std::vector<std::string> arguments, const std::string& names, int status = 1,
+void refused(const Scratch& folder, std::vector<std::string> arguments, const std::string& names, int status = 1,
              const std::string& input = "") {
   arguments.insert(arguments.end(), {"--out", folder / "out"});
   const Run run = gen(folder, arguments, input);
@@ -65,11 +37,11 @@ void refused(const Folder& folder, std::vector<std::string> arguments, const std
   CHECK(std::count(run.err.begin(), run.err.end(), '\n') == 1);
   CHECK(run.err.find(names) != std::string::npos);
   CHECK_FALSE(fs::exists(folder / "out"));
-  for (auto& entry : fs::directory_iterator(folder.path))
+  for (auto& entry : fs::directory_iterator(folder.path.string()))
     CHECK(entry.path().string().find(".tmp-") == std::string::npos);
 }
 
-std::string copy_of(const Folder& folder, const std::string& golden) {
+std::string copy_of(const Scratch& folder, const std::string& golden) {
   fs::remove_all(folder / "hypernet");
   fs::copy(kGolden + golden, folder / "hypernet", fs::copy_options::recursive);
   return folder / "hypernet";
@@ -85,7 +57,7 @@ void edit(const std::string& file, const std::string& from, const std::string& t
 }  // namespace
 
 TEST_CASE("adapters as PEFT writes them") {
-  const Folder folder;
+  const Scratch folder;
   const std::string net = kGolden + "L_sft", out = folder / "out";
   Run run = gen(folder,
                 {"--hypernet", net, "--base", net + "/base", "--embedding", net + kEmbedding, "--out", out, "--json"});
@@ -147,7 +119,7 @@ TEST_CASE("adapters as PEFT writes them") {
 }
 
 TEST_CASE("text through an encoder") {
-  const Folder folder;
+  const Scratch folder;
   // The committed golden BERT as a folder, and a hypernetwork of its width.
   const std::string golden = "tests/golden/encoders/", encoder = folder / "models/tiny-bert";
   fs::create_directories(encoder);
@@ -201,7 +173,7 @@ TEST_CASE("text through an encoder") {
 }
 
 TEST_CASE("options, signals and full disks") {
-  const Folder folder;
+  const Scratch folder;
   const std::string net = kGolden + "L_sft";
   // --key=value, and --quiet says nothing
   const Run run =
@@ -219,7 +191,7 @@ TEST_CASE("options, signals and full disks") {
     const std::string script = fmt::format(
         "mkfifo {0}/pipe; sleep 20 >{0}/pipe & w=$!; {1} --hypernet {2} --tasks - --out {0}/b --device cpu "
         "<{0}/pipe 2>{0}/err & p=$!; sleep 0.3; kill -{3} $p; wait $p; s=$?; kill $w; rm {0}/pipe; exit $s",
-        folder.path, program, net, signal);
+        folder.path.string(), program, net, signal);
     const int status = std::system(("bash -c " + quoted(script) + " 2>/dev/null").c_str());
     INFO(signal);
     CHECK(WEXITSTATUS(status) == 130);
@@ -229,7 +201,7 @@ TEST_CASE("options, signals and full disks") {
 }
 
 TEST_CASE("wrong command lines") {
-  const Folder folder;
+  const Scratch folder;
   const std::string net = kGolden + "L_sft";
   refused(folder, {}, "--hypernet", 2);
   refused(folder, {"--hypernet", net}, "exactly one", 2);
@@ -249,11 +221,11 @@ TEST_CASE("wrong command lines") {
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--module-order", "q_proj"}, "--module-order");
   refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding, "--base", kGolden + "Spos_sft"}, "config.json");
   refused(folder, {"--hypernet", folder / "nowhere", "--task", "x"}, "nowhere");
-  refused(folder, {"--hypernet", folder.path, "--task", "x"}, "neither hypermod.pt nor hypernet.json");
+  refused(folder, {"--hypernet", folder.path.string(), "--task", "x"}, "neither hypermod.pt nor hypernet.json");
 }
 
 TEST_CASE("damaged checkpoints are refused, and nothing is written") {
-  const Folder folder;
+  const Scratch folder;
   const auto run = [&](const std::string& net, const std::string& names) {
     refused(folder, {"--hypernet", net, "--embedding", net + kEmbedding}, names);
   };
@@ -348,7 +320,7 @@ TEST_CASE("damaged checkpoints are refused, and nothing is written") {
 }
 
 TEST_CASE("a one-hot hypernetwork takes the names of its tasks") {
-  const Folder folder;
+  const Scratch folder;
   const std::string net = copy_of(folder, "L_sft");
   std::string args = read_text_file(net + "/args.yaml");
   edit(net + "/args.yaml", "use_one_hot_task_emb: false", "use_one_hot_task_emb: true");

@@ -1,15 +1,18 @@
 // What tests of whole models share: devices, relative errors, scratch folders, refusals.
 #pragma once
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <catch2/catch.hpp>
 #include <cmath>
+#include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <string>
 #include <vector>
 
 #include "tensor/backend.h"
+#include "tensor/file.h"
 
 namespace t2l::test {
 
@@ -59,6 +62,30 @@ struct Scratch {
     std::ofstream(path / name) << text;
   }
 };
+
+inline std::string quoted(const std::string& s) {  // for the shell
+  std::string q = "'";
+  for (char c : s) c == '\'' ? q += "'\\''" : q += c;
+  return q + "'";
+}
+
+// A program of T2L_BIN as a user runs it, on the CPU.
+struct Run {
+  int status = 0;
+  std::string out, err;
+};
+inline Run run_program(const Scratch& scratch, const std::string& program, const std::vector<std::string>& arguments,
+                       const std::string& input = "") {
+  const char* bin = std::getenv("T2L_BIN");
+  std::string command = fmt::format("{}/{}", bin ? bin : "build/bin", program);
+  for (const std::string& a : arguments) command += " " + quoted(a);
+  write_text_file(scratch / "stdin", input);
+  const int status = std::system(
+      fmt::format("{} --device cpu <{} >{} 2>{}", command, scratch / "stdin", scratch / "stdout", scratch / "stderr")
+          .c_str());
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_text_file(scratch / "stdout"),
+          read_text_file(scratch / "stderr")};
+}
 
 // f fails with one line that contains all of `parts`.
 template <class F>

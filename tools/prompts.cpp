@@ -27,9 +27,9 @@ Prompt parse_prompt(std::string_view line, const std::string& where) {
       p.ids.push_back(id.get<int32_t>());
     }
   }
-  if (const Json* messages = o.find("messages")) {
+  if (o.has("messages")) {
     p.kind = Prompt::Kind::Chat;
-    p.messages = *messages;
+    p.messages = parse_ordered_json(line, where).at("messages");  // templates see the order of keys
     p.add_generation_prompt = o.get_bool_or("add_generation_prompt", true);
   }
   if (const Json* adapters = o.find("adapter")) {

@@ -11,7 +11,7 @@ struct Prompt {
   enum class Kind : uint8_t { Text, Ids, Chat } kind = Kind::Text;
   std::string text;
   std::vector<int32_t> ids;
-  Json messages;
+  OrderedJson messages;
   bool add_generation_prompt = true;
 
   // Adapters of its own that add up, each with its strength; not given: those of the command line.
