@@ -299,16 +299,13 @@ Value indent(const Value& self, const Bound& a) {
 }
 
 Value truncate(const Value& self, const Bound& a) {
-  if (!self.is_string()) {
-    const auto n = length(self);
-    if (!n || *n > 0) fail("truncate needs a string, not '{}'", self.type());
-    return self;
-  }
+  const auto n = length(self);
   const size_t limit = a[0] ? size_of(*a[0], "a length") : 255, leeway = a[3] && !a[3]->is_none() ? size_of(*a[3], "the leeway") : 5;
   const std::string end = a[2] ? to_string(*a[2]) : "...";
   const size_t end_size = code_points(end);
   if (limit < end_size) fail("truncate to {} characters, fewer than the {} of its end", limit, end_size);
-  if (*length(self) <= limit + leeway) return self;
+  if (n && *n <= limit + leeway) return self;
+  if (!self.is_string()) fail("truncate needs a string, not '{}'", self.type());
   std::string kept = self.string().substr(0, offset_of(self.string(), limit - end_size));
   if (!a.truth(1)) kept.erase(std::min(kept.rfind(' '), kept.size()));
   return kept + end;
@@ -540,10 +537,12 @@ const Table& filters() {
         {"min", {"case_sensitive? attribute?", BUILTIN { return extreme(in, self, a, false); }}},
         {"pprint", {"", BUILTIN {
            const std::string s = repr(self);
-           if (s.size() > 60 || self.is(Kind::Dict) * self.dict().size() > 1) fail("pprint is not supported; use tojson");
+           if (s.size() > 60 || (self.is(Kind::Dict) && self.dict().size() > 1))
+             fail("pprint is not supported; use tojson");
            return s;
          }}},
         {"random", {"", BUILTIN {
+           if (!self.is_string() && !self.is_sequence() && !self.is_undefined()) fail("random needs a sequence, not '{}'", self.defined().type());
            const Items items = to_items(self);
            return items.empty() ? Value::undefined("no random item: the sequence is empty") : items[(in.random() >> 8) % items.size()];
          }}},
@@ -611,8 +610,8 @@ const Table& tests() {
         {"divisibleby", {"num", BUILTIN { return remainder_is(self, *a[0], 0); }}},
         {"defined", {"", BUILTIN { return !self.is_undefined(); }}},
         {"undefined", {"", BUILTIN { return self.is_undefined(); }}},
-        {"filter", {"", BUILTIN { return self.is_string() && find_filter(self.string()); }}},
-        {"test", {"", BUILTIN { return self.is_string() && find_test(self.string()); }}},
+        {"filter", {"", BUILTIN { return compare_keys(self, self) == 0 && self.is_string() && find_filter(self.string()); }}},
+        {"test", {"", BUILTIN { return compare_keys(self, self) == 0 && self.is_string() && find_test(self.string()); }}},
         {"none", {"", BUILTIN { return self.is_none(); }}},
         {"boolean", {"", BUILTIN { return self.is(Kind::Bool); }}},
         {"false", {"", BUILTIN { return self.is(Kind::Bool) && !self.truth(); }}},

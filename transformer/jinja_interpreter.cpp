@@ -372,7 +372,7 @@ void Interpreter::exec_set_block(const Node& n, Flow& flow) {
 
 void Interpreter::exec_call_block(const Node& n) {
   keep(scope_);
-  const Value caller = make<Macro>(*this, *n.children[1], "caller", scope_, autoescape_);
+  const Value caller = make<Macro>(*this, *n.children[1], "", scope_, autoescape_);
   print(eval_call(*n.children[0], &caller));
 }
 
@@ -382,7 +382,9 @@ Interpreter::Flow Interpreter::exec_filter_block(const Node& n) {
   const Value text = capture(*n.children[1], flow);
   if (flow != Flow::Normal) return flow;
   Restore piped(piped_, &text);
-  print(eval(*n.children[0]));
+  const Value filtered = eval(*n.children[0]);
+  if (!filtered.is_string()) fail("the filter of a block must make a string, not '{}'", filtered.type());
+  print(filtered);
   return flow;
 }
 
@@ -545,8 +547,7 @@ Value Interpreter::eval_item(const Node& n) {
   std::array<Value, 3> bound;
   for (size_t i = 0; i < 3; ++i) bound[i] = key.children[i] ? eval(*key.children[i]) : Value(None{});
   object.defined();
-  if (!object.is_string() && !object.is_sequence())
-    return Value::undefined(fmt::format("{} has no slices", described(object)));
+  if (!object.is_string() && !object.is_sequence()) fail("{} cannot be sliced", described(object));
   return subscript(object, clip_slice(bound[0], bound[1], bound[2], *length(object)));
 }
 

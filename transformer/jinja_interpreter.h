@@ -151,13 +151,13 @@ struct Macro : Object {
   Macro(Interpreter& in_, const Node& n, std::string name_, Scope* s, bool escapes)
       : in(in_), node(n), name(std::move(name_)), scope(s), autoescape(escapes) {}
   const char* type() const override { return "Macro"; }
-  std::string repr() const override { return "<Macro " + jinja::repr(Value(name)) + ">"; }
+  std::string repr() const override { return "<Macro " + (name.empty() ? "anonymous" : jinja::repr(Value(name))) + ">"; }
   bool callable() const override { return true; }
   Value call(Arguments& a) override { return in.call_macro(*this, a); }
   std::optional<Value> attribute(const std::string& attribute) override;
   Interpreter& in;
   const Node& node;
-  std::string name;
+  std::string name;  // empty: of a call block
   Scope* scope;
   bool autoescape;
 };

@@ -331,7 +331,7 @@ struct DictView : Object {
 
 const Table& dict_methods() {
   static const Table table = {
-      {"copy", {"", BUILTIN { return self; }}},
+      {"copy", {"", BUILTIN { return self; }}},  // nothing ever changes either of the two
       {"get", {"-key -default?", BUILTIN {
          const Value* v = self.dict().find(*a[0]);
          return v ? *v : a.or_none(1);
@@ -348,6 +348,7 @@ const Table& dict_methods() {
 const Builtin* find_method(const Value& self, std::string_view name) {
   const Table* table = self.is_string() ? &string_methods() : self.is_sequence() ? &sequence_methods() : self.is(Kind::Dict) ? &dict_methods() : nullptr;
   if (!table) return nullptr;
+  if (self.is(Kind::List) && name == "copy") table = &dict_methods();
   const auto it = table->find(name);
   return it == table->end() ? nullptr : &it->second;
 }
@@ -356,7 +357,7 @@ bool is_forbidden_method(const Value& self, std::string_view name) {
   const auto among = [&](std::initializer_list<std::string_view> names) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
-  if (self.is(Kind::List)) return among({"append", "clear", "copy", "extend", "insert", "pop", "remove", "reverse", "sort"}) && name != "copy";
+  if (self.is(Kind::List)) return among({"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"});
   return self.is(Kind::Dict) && among({"clear", "fromkeys", "pop", "popitem", "setdefault", "update"});
 }
 
