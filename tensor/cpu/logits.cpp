@@ -3,6 +3,7 @@
 // Sampling finds its thresholds by radix selection over the logits' bits, which ties leave exact.
 #include <array>
 #include <limits>
+#include <numeric>
 #include <utility>
 #include <vector>
 
@@ -124,13 +125,24 @@ class Sampler {
     return sum;
   }
 
+  // Of the candidates those that are wanted; without branches, which would be foretold badly.
+  template <class F>
+  void keep(F wanted) {
+    size_t kept = 0;
+    for (const int32_t i : candidates_) {
+      candidates_[kept] = i;
+      kept += wanted(i);
+    }
+    candidates_.resize(kept);
+  }
+
   // The largest threshold, at least `least`, whose logits of that many bits and more have a weight that reaches the
   // target; that of all if they do not. Digit by digit: in each, the weight of its values from the highest on.
   template <class F>
   uint32_t select(uint32_t least, double target, F weight) {
-    candidates_.clear();
-    for (size_t i = 0; i < bits_.size(); ++i)
-      if (bits_[i] >= least) candidates_.push_back(int32_t(i));
+    candidates_.resize(bits_.size());
+    std::iota(candidates_.begin(), candidates_.end(), 0);
+    keep([&](int32_t i) { return bits_[size_t(i)] >= least; });
     uint32_t found = 0;
     double above = 0;
     constexpr int kBits = 11;
@@ -147,7 +159,7 @@ class Sampler {
         if (above + digits[d] >= target) break;
       }
       found |= digit << shift;
-      std::erase_if(candidates_, [&](int32_t i) { return digit_of(i) != digit; });
+      keep([&](int32_t i) { return digit_of(i) == digit; });
     }
     return std::max(found, least);
   }

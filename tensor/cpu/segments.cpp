@@ -63,28 +63,39 @@ Floats load(const T* x, int64_t n) {
   return load(padded);
 }
 
-// y[j] = x w[j], eight j at a time.  x: [k]  w: rows of ldw
+// The sum of each of eight vectors: their transpose, added up on the way.
+Floats sums_of(const Floats (&v)[kVector]) {
+  Floats fours[4], twos[2];
+  for (int i = 0; i < 4; ++i)
+    fours[i] = __builtin_shufflevector(v[2 * i], v[2 * i + 1], 0, 8, 1, 9, 4, 12, 5, 13) +
+               __builtin_shufflevector(v[2 * i], v[2 * i + 1], 2, 10, 3, 11, 6, 14, 7, 15);
+  for (int i = 0; i < 2; ++i)
+    twos[i] = __builtin_shufflevector(fours[2 * i], fours[2 * i + 1], 0, 1, 8, 9, 4, 5, 12, 13) +
+              __builtin_shufflevector(fours[2 * i], fours[2 * i + 1], 2, 3, 10, 11, 6, 7, 14, 15);
+  return __builtin_shufflevector(twos[0], twos[1], 0, 1, 2, 3, 8, 9, 10, 11) +
+         __builtin_shufflevector(twos[0], twos[1], 4, 5, 6, 7, 12, 13, 14, 15);
+}
+
+// y[j] = x w[j], eight j at a time, the last of them anew if n is no multiple.  x: [k]  w: rows of ldw
 template <class T>
 void dot_products(float* y, const T* x, const T* w, int64_t ldw, int64_t n, int64_t k) {
-  for (int64_t j = 0; j < n; j += kVector, w += kVector * ldw) {
-    const T* row[kVector];
-    for (int64_t c = 0; c < kVector; ++c) row[c] = w + std::min(c, n - j - 1) * ldw;
-    Floats sum[kVector] = {};
-    int64_t i = 0;
-    for (; i + kVector <= k; i += kVector) {
+  const int64_t last = std::max<int64_t>(n - kVector, 0), whole = k / kVector * kVector;
+  int64_t row[kVector];
+  for (int64_t c = 0; c < kVector; ++c) row[c] = std::min(c, n - 1) * ldw;
+  for (int64_t j = 0; j < n; j += kVector) {
+    const T* const from = w + std::min(j, last) * ldw;
+    Floats sum[kVector];
+    for (Floats& s : sum) s = Floats{};  // = {} becomes a slow `rep stos`
+    for (int64_t i = 0; i < whole; i += kVector) {
       const Floats u = load(x + i);
-      for (int64_t c = 0; c < kVector; ++c) sum[c] += u * load(row[c] + i);
+      for (int64_t c = 0; c < kVector; ++c) sum[c] += u * load(from + row[c] + i);
     }
-    if (i < k) {
-      const Floats u = load(x + i, k - i);
-      for (int64_t c = 0; c < kVector; ++c) sum[c] += u * load(row[c] + i, k - i);
+    if (whole < k) {
+      const Floats u = load(x + whole, k - whole);
+      for (int64_t c = 0; c < kVector; ++c) sum[c] += u * load(from + row[c] + whole, k - whole);
     }
-    float lanes[kVector][kVector];
-    std::memcpy(lanes, sum, sizeof sum);
-    for (int64_t half = kVector / 2; half > 0; half /= 2)
-      for (int64_t c = 0; c < kVector; ++c)
-        for (int64_t l = 0; l < half; ++l) lanes[c][l] += lanes[c][l + half];
-    for (int64_t c = 0; c < std::min(kVector, n - j); ++c) y[j + c] = lanes[c][0];
+    const Floats sums = sums_of(sum);
+    std::memcpy(y + std::min(j, last), &sums, size_t(std::min(kVector, n)) * sizeof(float));
   }
 }
 
