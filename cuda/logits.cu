@@ -12,6 +12,8 @@ namespace t2l::cuda {
 namespace {
 
 constexpr int kRowThreads = 512, kRowWarps = kRowThreads / 32;
+constexpr int kDigits = 16;  // that a pass of the selection tells apart
+static_assert(kDigits == kRowWarps);
 
 // f(i, left, vector) for this thread's vectors of a row
 template <class T, class F>
@@ -80,33 +82,31 @@ template <class T>
 struct Sampler {
   const T* logits;
   int64_t vocab;
-  float max, temperature;
+  float largest, temperature;
+  // shared memory: a thread's weight of each digit, and the block's
+  float (&mine)[kDigits][kRowThreads], (&totals)[kDigits];
 
   static __device__ float value(T x) { return float(x) == float(x) ? float(x) : -INFINITY; }
   // proportional to the probability
-  __device__ float share(float x) const { return x == max ? 1.0f : expf((x - max) / temperature); }
+  __device__ float share(float x) const { return x == largest ? 1.0f : expf((x - largest) / temperature); }
 
-  // The sum of f(logit, its bits) over the logits of `least` bits and more.
-  template <class F>
-  __device__ float sum(uint32_t least, F f) const {
-    float mine = 0;
+  // The sum of the shares of the logits of `least` bits and more.
+  __device__ float sum(uint32_t least) const {
+    float sum = 0;
     for_row(logits, vocab, [&](int64_t, int64_t left, const Vec<T>& v) {
       T2L_UNROLL
       for (int k = 0; k < kWidth<T>; ++k) {
         const float x = value(v[k]);
-        if (k < left && ordered_bits(x) >= least) mine += f(x);
+        if (k < left && ordered_bits(x) >= least) sum += share(x);
       }
     });
-    return block_sum(mine);
+    return block_sum(sum);
   }
 
   // The largest threshold, at least `least`, whose logits of that many bits and more have a weight that reaches the
   // target; that of all if they do not. Digit by digit: in each, the weight of its values from the highest on.
   template <class F>
   __device__ uint32_t select(uint32_t least, float target, F weight) const {
-    constexpr int kDigits = 16;
-    static_assert(kDigits <= kRowWarps);
-    __shared__ float mine[kDigits][kRowThreads], digits[kDigits];
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t found = 0;
     float above = 0;
@@ -123,31 +123,26 @@ struct Sampler {
         }
       });
       __syncthreads();
-      if (warp < kDigits) {
-        float total = 0;
-        for (int i = lane; i < kRowThreads; i += 32) total += mine[warp][i];
-        total = warp_sum(total);
-        if (lane == 0) digits[warp] = total;
-      }
+      float total = 0;
+      for (int i = lane; i < kRowThreads; i += 32) total += mine[warp][i];
+      total = warp_sum(total);
+      if (lane == 0) totals[warp] = total;
       __syncthreads();
       int digit = -1;
       for (int d = kDigits - 1; d >= 0; --d) {
-        if (digits[d] == 0) continue;
-        if (digit >= 0) above += digits[digit];
+        if (totals[d] == 0) continue;
+        if (digit >= 0) above += totals[digit];
         digit = d;
-        if (above + digits[d] >= target) break;
+        if (above + totals[d] >= target) break;
       }
-      found |= uint32_t(max_of(digit, 0)) << shift;
+      found |= uint32_t(max(digit, 0)) << shift;
     }
     return found > least ? found : least;
   }
-  static __device__ int max_of(int a, int b) { return a > b ? a : b; }
 
-  // The first index, among the logits of `least` bits and more, at which the running share of all exceeds `uniform`.
-  // Warps hold neighbouring parts of the row.
-  __device__ int find(uint32_t least, float uniform) const {
-    __shared__ float parts[kRowWarps];
-    __shared__ int result;
+  // id: the first index, among the logits of `least` bits and more, at which the running share of all exceeds
+  // `uniform`. Warps hold neighbouring parts of the row.
+  __device__ void find(int32_t* id, uint32_t least, float uniform) const {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     const int64_t part = (vocab + kRowThreads - 1) / kRowThreads * 32, begin = min(vocab, warp * part),
                   end = min(vocab, begin + part);
@@ -155,20 +150,21 @@ struct Sampler {
       const float x = i < end ? value(logits[i]) : -INFINITY;
       return ordered_bits(x) >= least ? share(x) : 0.0f;
     };
-    float mine = 0;
-    for (int64_t i = begin + lane; i < end; i += 32) mine += kept(i);
-    mine = warp_sum(mine);
-    if (lane == 0) parts[warp] = mine;
+    float sum = 0;
+    for (int64_t i = begin + lane; i < end; i += 32) sum += kept(i);
+    sum = warp_sum(sum);
+    float* const parts = mine[0];  // totals may still be read
+    if (lane == 0) parts[warp] = sum;
     __syncthreads();
     float total = 0;
     for (int w = 0; w < kRowWarps; ++w) total += parts[w];
     const float point = uniform * total;
     int chosen = 0;
-    float below = 0, sum = 0;
+    float below = 0, upto = 0;
     for (int w = 0; w < kRowWarps; ++w) {
       if (parts[w] == 0) continue;
-      chosen = w, below = sum, sum += parts[w];
-      if (sum > point) break;
+      chosen = w, below = upto, upto += parts[w];
+      if (upto > point) break;
     }
     if (warp == chosen) {
       int64_t found = 0;  // the last one kept, should rounding leave the sum below the point
@@ -188,10 +184,8 @@ struct Sampler {
         }
         below += __shfl_sync(0xffffffffu, running, 31);
       }
-      if (lane == 0) result = int(found);
+      if (lane == 0) *id = int32_t(found);
     }
-    __syncthreads();
-    return result;
   }
 };
 
@@ -199,30 +193,30 @@ template <class T>
 __global__ void __launch_bounds__(kRowThreads)
     sample_kernel(int32_t* ids, const T* logits, const float* uniform, int64_t vocab, float temperature, int64_t top_k,
                   float top_p) {
-  Sampler<T> row{logits + blockIdx.x * vocab, vocab, -INFINITY, temperature};
+  __shared__ float mine[kDigits][kRowThreads], totals[kDigits];
+  Sampler<T> row{logits + blockIdx.x * vocab, vocab, -INFINITY, temperature, mine, totals};
   for_row(row.logits, vocab, [&](int64_t, int64_t left, const Vec<T>& v) {
     T2L_UNROLL
     for (int k = 0; k < kWidth<T>; ++k)
-      if (k < left) row.max = fmaxf(row.max, row.value(v[k]));
+      if (k < left) row.largest = fmaxf(row.largest, row.value(v[k]));
   });
-  row.max = block_max(row.max);
-  int id;
-  if (temperature == 0 || row.max == -INFINITY) {
+  row.largest = block_max(row.largest);
+  int32_t* const id = ids + blockIdx.x;
+  if (temperature == 0 || row.largest == -INFINITY) {
     float first = -INFINITY;  // minus the index
     for_row(row.logits, vocab, [&](int64_t i, int64_t left, const Vec<T>& v) {
       T2L_UNROLL
       for (int k = 0; k < kWidth<T>; ++k)
-        if (k < left && row.value(v[k]) == row.max) first = fmaxf(first, -float(i + k));
+        if (k < left && row.value(v[k]) == row.largest) first = fmaxf(first, -float(i + k));
     });
-    id = int(-block_max(first));
+    first = block_max(first);
+    if (threadIdx.x == 0) *id = int32_t(-first);
   } else {
-    const auto share = [&](float x) { return row.share(x); };
     uint32_t least = kLeastFinite;
     if (top_k > 0 && top_k < vocab) least = row.select(least, float(top_k), [](float) { return 1.0f; });
-    if (top_p < 1) least = row.select(least, top_p * row.sum(least, share), share);
-    id = row.find(least, uniform[blockIdx.x]);
+    if (top_p < 1) least = row.select(least, top_p * row.sum(least), [&](float x) { return row.share(x); });
+    row.find(id, least, uniform[blockIdx.x]);
   }
-  if (threadIdx.x == 0) ids[blockIdx.x] = id;
 }
 
 }  // namespace
