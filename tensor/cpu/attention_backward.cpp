@@ -6,7 +6,6 @@
 #include <limits>
 
 #include "tensor/cpu/attention_tiles.h"
-#include "tensor/cpu/vmath.h"
 
 namespace t2l::cpu {
 namespace {
@@ -40,11 +39,7 @@ template <bool kSoftcap>
 void differentiate8(F8& s, F8& dp, const Query& query, __m256i key, const AttentionSpans& spans) {
   F8 x, slope = all8(spans.scale);
   if constexpr (kSoftcap) {
-    alignas(32) float t[8];
-    store8(t, _mm256_mul_ps(s, all8(spans.scale / spans.softcap)));
-#pragma omp simd
-    for (int l = 0; l < 8; ++l) t[l] = cpu::tanh(t[l]);
-    const F8 y = load8(t);
+    const F8 y = tanh8(_mm256_mul_ps(s, all8(spans.scale / spans.softcap)));
     x = _mm256_fmsub_ps(all8(spans.softcap), y, query.lse);
     slope = _mm256_mul_ps(slope, _mm256_fnmadd_ps(y, y, all8(1)));
   } else {

@@ -9,7 +9,6 @@
 #include <limits>
 
 #include "tensor/cpu/attention_tiles.h"
-#include "tensor/cpu/vmath.h"
 
 namespace t2l::cpu {
 namespace {
@@ -39,12 +38,12 @@ void softmax(float* s, int64_t ld, int64_t keys, int64_t key, const Lanes& seen,
   const int64_t lanes = round_up(seen.count, 8);
   float scale = spans.scale;
   if (spans.softcap != 0 || scale <= 0) {
+    const bool capped = spans.softcap != 0;
+    const F8 cap = all8(spans.softcap), factor = all8(capped ? scale / spans.softcap : scale);
     for (int64_t i = 0; i < keys; ++i)
       for (int64_t g = 0; g < lanes; g += 8) {
-        float* x = s + i * ld + g;
-#pragma omp simd
-        for (int64_t l = 0; l < 8; ++l)
-          x[l] = spans.softcap == 0 ? x[l] * scale : spans.softcap * cpu::tanh(x[l] * scale / spans.softcap);
+        const F8 x = _mm256_mul_ps(load8(s + i * ld + g), factor);
+        store8(s + i * ld + g, capped ? _mm256_mul_ps(cap, tanh8(x)) : x);
       }
     scale = 1;
   }

@@ -64,6 +64,20 @@ inline F8 exp8(F8 x) {
   return _mm256_mul_ps(p, _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(shifted), 23)));
 }
 
+// tanh in vmath.h, with the exponential above.
+inline F8 tanh8(F8 x) {
+  const F8 sign = all8(-0.f), a = _mm256_andnot_ps(sign, x), s = _mm256_mul_ps(x, x);
+  F8 p = _mm256_fmadd_ps(all8(-0.00513866264373064f), s, all8(0.02009197138249874f));
+  p = _mm256_fmadd_ps(p, s, all8(-0.05355885997414589f));
+  p = _mm256_fmadd_ps(p, s, all8(0.1332911103963852f));
+  p = _mm256_fmadd_ps(p, s, all8(-0.3333319127559662f));
+  const F8 small = _mm256_fmadd_ps(_mm256_mul_ps(p, s), a, a);
+  const F8 e = exp8(_mm256_mul_ps(a, all8(-2)));  // in [0, 1]
+  const F8 large = _mm256_div_ps(_mm256_sub_ps(all8(1), e), _mm256_add_ps(all8(1), e));
+  return _mm256_or_ps(_mm256_and_ps(sign, x),
+                      _mm256_blendv_ps(large, small, _mm256_cmp_ps(a, all8(0.625f), _CMP_LT_OQ)));
+}
+
 // ---- products
 
 // A packed factor: a left one in panels of `height` rows, a right one of nr columns; `panel` floats from one to the
