@@ -1,5 +1,8 @@
 // The parts of t2l-bench, one per subcommand; each prints its table, or one JSON document, and returns the exit status.
 #pragma once
+#include <chrono>
+#include <vector>
+
 #include "tools/cli.h"
 
 namespace t2l {
@@ -10,5 +13,35 @@ int bench_gemm(const CommandLine& cli);
 int bench_kernels(const CommandLine& cli);
 // A cold t2l-gen process against memory copies and the matrix product.
 int bench_generate(const CommandLine& cli);
+
+// A decoder's prefill and its steps against the matrix product and the memory.
+int bench_run(const CommandLine& cli);
+// A cold t2l-run process, until its first token, against reading the model's files.
+int bench_load(const CommandLine& cli);
+
+// ---- what they share
+double median(std::vector<double> v);  // of an even count, the mean of the two in the middle
+
+template <class F>
+double timed(F&& f) {  // seconds
+  const auto t = std::chrono::steady_clock::now();
+  f();
+  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
+}
+
+struct ChildRun {
+  double seconds = 0, peak_bytes = 0;
+  Json report;  // what --json printed
+};
+// Runs the program beside this one; `scratch` is a folder for what it prints. Error if it fails.
+ChildRun run_child(const std::string& name, const std::vector<std::string>& arguments, const std::string& scratch);
+
+// A temporary folder, gone with it.
+struct BenchFolder {
+  std::string path;
+  BenchFolder();
+  ~BenchFolder();
+  BenchFolder(const BenchFolder&) = delete;
+};
 
 }  // namespace t2l

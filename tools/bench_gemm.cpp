@@ -57,11 +57,6 @@ double seconds_of(const auto& f) {
   return now() - begin;
 }
 
-double median(std::vector<double> v) {
-  std::nth_element(v.begin(), v.begin() + ptrdiff_t(v.size() / 2), v.end());
-  return v[v.size() / 2];
-}
-
 // ---- the ceilings
 
 // Chains of multiply-adds that no compiler can shorten: each starts elsewhere, and the end is used.

@@ -1,14 +1,9 @@
 // The main job as a user runs it: a cold t2l-gen process from a checkpoint in the page cache to adapters on disk,
 // beside what the machine allows: copying the checkpoint's bytes twice plus the products at the best rate of the matrix
 // product.
-#include <fcntl.h>
 #include <omp.h>
-#include <spawn.h>
-#include <sys/wait.h>
-#include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <filesystem>
 
@@ -17,68 +12,10 @@
 #include "tools/bench.h"
 #include "transformer/base_model.h"
 
-extern char** environ;
-
 namespace t2l {
 namespace {
 
 namespace fs = std::filesystem;
-
-double median(std::vector<double> v) {
-  std::sort(v.begin(), v.end());
-  return v.size() % 2 ? v[v.size() / 2] : (v[v.size() / 2 - 1] + v[v.size() / 2]) / 2;
-}
-
-template <class F>
-double timed(F&& f) {
-  const auto t = std::chrono::steady_clock::now();
-  f();
-  return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
-}
-
-struct ChildRun {
-  double seconds = 0, peak_bytes = 0;
-  Json report;  // what --json printed
-};
-
-// Runs the t2l-gen beside this program.
-ChildRun run_gen(const std::vector<std::string>& arguments, const std::string& scratch) {
-  const std::string program = fs::read_symlink("/proc/self/exe").parent_path() / "t2l-gen",
-                    output = scratch + "/report.json";
-  std::vector<std::string> all{program};
-  all.insert(all.end(), arguments.begin(), arguments.end());
-  std::vector<char*> argv;
-  for (auto& a : all) argv.push_back(a.data());
-  argv.push_back(nullptr);
-  posix_spawn_file_actions_t files;
-  posix_spawn_file_actions_init(&files);
-  posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
-  ChildRun run;
-  int status = 0;
-  run.seconds = timed([&] {
-    pid_t pid = 0;
-    if (posix_spawn(&pid, program.c_str(), &files, nullptr, argv.data(), environ) || waitpid(pid, &status, 0) < 0)
-      fail("{}: cannot be run; build it beside t2l-bench", program);
-  });
-  posix_spawn_file_actions_destroy(&files);
-  if (!WIFEXITED(status) || WEXITSTATUS(status)) fail("{}: failed, see its message above", program);
-  run.report = read_json(output);
-  run.peak_bytes = run.report["peak_rss_mib"].get<double>() * (1 << 20);
-  return run;
-}
-
-struct Scratch {
-  std::string path;
-  Scratch() {
-    std::string name = (fs::temp_directory_path() / "t2l-bench-XXXXXX").string();
-    if (!mkdtemp(name.data())) fail("{}: cannot be created; set TMPDIR to a folder with a gigabyte of room", name);
-    path = name;
-  }
-  ~Scratch() {
-    std::error_code ignored;
-    fs::remove_all(path, ignored);
-  }
-};
 
 // The checkpoint of an untrained hypernetwork, in the official layout.
 Hypernet write_checkpoint(const std::string& folder, const BaseModel& base, const std::string& variant, uint64_t seed) {
@@ -120,7 +57,7 @@ int bench_generate(const CommandLine& cli) {
   const int64_t n = cli.get_int("n", 128), runs = 7;
   if (n < 1) throw UsageError(fmt::format("--n {}: must be positive", n));
   const BaseModel base = BaseModel::read(cli.get("model"));
-  const Scratch scratch;
+  const BenchFolder scratch;
   const Hypernet net = write_checkpoint(scratch.path, base, variant, cli.seed);
   const double file_bytes = double(fs::file_size(scratch.path + "/hypermod.pt"));
   const auto embedding = [&](int64_t count) {
@@ -132,9 +69,10 @@ int bench_generate(const CommandLine& cli) {
   };
   const auto generate = [&](int64_t count) {
     fs::remove_all(scratch.path + "/out");
-    return run_gen({"--hypernet", scratch.path, "--embedding", embedding(count), "--out", scratch.path + "/out",
-                    "--device", "cpu", "--json", "--quiet", "--threads", std::to_string(omp_get_max_threads())},
-                   scratch.path);
+    return run_child("t2l-gen",
+                     {"--hypernet", scratch.path, "--embedding", embedding(count), "--out", scratch.path + "/out",
+                      "--device", "cpu", "--json", "--quiet", "--threads", std::to_string(omp_get_max_threads())},
+                     scratch.path);
   };
 
   // Ceilings and runs take turns, so that a slow moment of the machine meets them all.

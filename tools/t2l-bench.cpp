@@ -1,6 +1,7 @@
 // Where the time goes.
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <string_view>
 
@@ -10,27 +11,46 @@ using namespace t2l;
 
 namespace {
 
+struct Table {
+  const char* name;
+  int (*measure)(const CommandLine& cli);  // null: not built yet
+};
+constexpr Table kTables[] = {{"gemm", bench_gemm},    {"kernels", bench_kernels}, {"generate", bench_generate},
+                             {"run", bench_run},      {"load", bench_load},       {"train", nullptr},
+                             {"reconstruct", nullptr}};
+
 int run(int argc, char** argv) {
   CommandLine cli("t2l-bench", "Speed, against the machine's own ceilings and the libraries installed on it.",
-                  "t2l-bench gemm|kernels [--filter NAME] | t2l-bench generate --model DIR [--variant L|M|S] [--n N]");
+                  "t2l-bench gemm|kernels [--filter NAME]\n"
+                  "       t2l-bench generate --model DIR [--variant L|M|S] [--n N]\n"
+                  "       t2l-bench run|load --model DIR [--random]");
   namespace po = boost::program_options;
+  const auto number = [] { return po::value<int64_t>(); };
   cli.add()("filter", po::value<std::string>(), "gemm, kernels: only the rows whose name contains this")(
-      "model", po::value<std::string>(), "generate: directory of the base model, of which only config.json is read")(
+      "model", po::value<std::string>(),
+      "directory of the base model; generate and --random read only its config.json")(
       "variant", po::value<std::string>(), "generate: L (default), M or S")(
-      "n", po::value<int64_t>(), "generate: descriptions in one call (default 128)");
+      "n", number(), "generate: descriptions in one call (default 128); run: sequences decoded together (default 8)")(
+      "random", "run, load: random weights instead of the model's own")("prompt-tokens", number(),
+                                                                        "run: tokens to prefill (default 512)")(
+      "new-tokens", number(), "run: tokens to decode for each sequence (default 32)")(
+      "repeat", number(), "run, load: how often (default 7 and 5)");
   const std::string what = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
+  std::vector<std::string> names;
+  for (const Table& t : kTables)
+    if (t.measure) names.push_back(t.name);
+  const std::string choice = fmt::format("{}", fmt::join(names, ", "));
   if (what.empty()) {
     cli.parse(argc, argv);  // --help and --version end here
-    throw UsageError("t2l-bench: say what to measure: gemm, kernels or generate");
+    throw UsageError("t2l-bench: say what to measure: one of " + choice);
   }
-  for (const char* later : {"train", "reconstruct", "load"})
-    if (what == later)
-      throw UsageError(fmt::format("t2l-bench {}: is not built yet; there are gemm, kernels and generate", what));
-  if (what != "gemm" && what != "kernels" && what != "generate")
-    throw UsageError(fmt::format("t2l-bench {}: must be gemm, kernels or generate", what));
+  const auto table =
+      std::find_if(std::begin(kTables), std::end(kTables), [&](const Table& t) { return t.name == what; });
+  if (table == std::end(kTables)) throw UsageError(fmt::format("t2l-bench {}: must be one of {}", what, choice));
+  if (!table->measure) throw UsageError(fmt::format("t2l-bench {}: is not built yet; there are {}", what, choice));
   argv[1] = argv[0];
   cli.parse(argc - 1, argv + 1);
-  return what == "gemm" ? bench_gemm(cli) : what == "kernels" ? bench_kernels(cli) : bench_generate(cli);
+  return table->measure(cli);
 }
 
 // OpenBLAS reads these as it is loaded; left in the environment they would have it run kernels of another CPU.

@@ -1,0 +1,57 @@
+#include <fcntl.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <filesystem>
+
+#include "tools/bench.h"
+
+extern char** environ;
+
+namespace t2l {
+
+namespace fs = std::filesystem;
+
+double median(std::vector<double> v) {
+  std::sort(v.begin(), v.end());
+  return v.size() % 2 ? v[v.size() / 2] : (v[v.size() / 2 - 1] + v[v.size() / 2]) / 2;
+}
+
+ChildRun run_child(const std::string& name, const std::vector<std::string>& arguments, const std::string& scratch) {
+  const std::string program = fs::read_symlink("/proc/self/exe").parent_path() / name,
+                    output = scratch + "/report.json";
+  std::vector<std::string> all{program};
+  all.insert(all.end(), arguments.begin(), arguments.end());
+  std::vector<char*> argv;
+  for (auto& a : all) argv.push_back(a.data());
+  argv.push_back(nullptr);
+  posix_spawn_file_actions_t files;
+  posix_spawn_file_actions_init(&files);
+  posix_spawn_file_actions_addopen(&files, STDOUT_FILENO, output.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644);
+  ChildRun run;
+  int status = 0;
+  run.seconds = timed([&] {
+    pid_t pid = 0;
+    if (posix_spawn(&pid, program.c_str(), &files, nullptr, argv.data(), environ) || waitpid(pid, &status, 0) < 0)
+      fail("{}: cannot be run; build it beside t2l-bench", program);
+  });
+  posix_spawn_file_actions_destroy(&files);
+  if (!WIFEXITED(status) || WEXITSTATUS(status)) fail("{}: failed, see its message above", program);
+  run.report = read_json(output);
+  run.peak_bytes = run.report["peak_rss_mib"].get<double>() * (1 << 20);
+  return run;
+}
+
+BenchFolder::BenchFolder() {
+  path = (fs::temp_directory_path() / "t2l-bench-XXXXXX").string();
+  if (!mkdtemp(path.data())) fail("{}: cannot be created; set TMPDIR to a folder with a gigabyte of room", path);
+}
+
+BenchFolder::~BenchFolder() {
+  std::error_code ignored;
+  fs::remove_all(path, ignored);
+}
+
+}  // namespace t2l
