@@ -66,6 +66,100 @@ T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const float* a, const float*
     }
 }
 
+// ---- thin products
+
+template <class Units, int R>
+void thin_avx2(float* to, const float* a, const typename Units::T* b, int64_t ldb, int64_t depth, int width, bool add,
+               int64_t) {
+  constexpr int kPer = Units::kPer;
+  __m256 c[R] = {};
+  for (int64_t k = 0, u = 0; k < depth; k += 8 * kPer, u += 8) {
+    const int64_t left = depth - k;
+    __m256 r[8];
+    for (int j = 0; j < 8; ++j) {
+      const auto* p = b + std::min(j, width - 1) * ldb + k;
+      r[j] = left >= 8 * kPer ? Units::along(p) : Units::some(p, left);
+    }
+    transpose(r);
+    const float* x = a + u / 16 * 128 + u % 16;
+    for (int j = 0; j < 8 && j * kPer < left; ++j)
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) c[i] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + i * 16 + j), r[j], c[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i, to += 8) _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), c[i]) : c[i]);
+}
+
+// The masked forms, with all set: in GCC 12 the plain ones warn of a register that is not read.
+T2L_AVX512 inline __m512 join(__m256 low, __m256 high) {
+  const __m512d whole = _mm512_castps_pd(_mm512_castps256_ps512(low));
+  return _mm512_castpd_ps(_mm512_maskz_insertf64x4(0xff, whole, _mm256_castps_pd(high), 1));
+}
+
+// Eight units of rows [0 .. 3 | 4 .. 7] and [8 .. 11 | 12 .. 15], half a register each, become [unit][16 rows].
+T2L_AVX512 inline void transpose(__m512* r) {
+  constexpr __mmask16 kAll = 0xffff;
+  __m512 s[8], t[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm512_maskz_unpacklo_ps(kAll, r[i], r[i + 1]);
+    s[i + 1] = _mm512_maskz_unpackhi_ps(kAll, r[i], r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      t[i + 2 * j] = _mm512_maskz_shuffle_ps(kAll, s[i + j], s[i + j + 2], 0x44);
+      t[i + 2 * j + 1] = _mm512_maskz_shuffle_ps(kAll, s[i + j], s[i + j + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_maskz_shuffle_f32x4(kAll, t[i], t[i + 4], 0x88);
+    r[i + 4] = _mm512_maskz_shuffle_f32x4(kAll, t[i], t[i + 4], 0xdd);
+  }
+}
+
+template <class Op, class Units, int R>
+T2L_AVX512 void thin_avx512(float* to, const float* a, const typename Units::T* b, int64_t ldb, int64_t depth,
+                            int width, bool add, int64_t ahead) {
+  constexpr int kPer = Units::kPer;
+  constexpr int64_t kFetch = 512 / sizeof(typename Units::T);
+  int64_t row[16];
+  for (int j = 0; j < 16; ++j) row[j] = std::min(j, width - 1) * ldb;
+  __m512 c[R];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) c[i] = _mm512_setzero_ps();
+  int64_t left = depth;
+  for (; left >= 16 * kPer; left -= 16 * kPer, b += 16 * kPer, a += 128) {
+    __m512 r[16];
+    const auto* next = b + kFetch + (left > kFetch ? 0 : ahead);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) {
+      const int64_t from = row[j % 4 + j % 8 / 4 * 8], also = row[j % 4 + j % 8 / 4 * 8 + 4];
+      r[j] = join(Units::along(b + from + j / 8 * 8 * kPer), Units::along(b + also + j / 8 * 8 * kPer));
+      _mm_prefetch(next + row[j], _MM_HINT_T0);
+    }
+    transpose(r);
+    transpose(r + 8);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j)
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) c[i] = Op::multiply_add(c[i], _mm512_set1_ps(a[i * 16 + j]), r[j]);
+  }
+  for (; left > 0; left -= 8 * kPer, b += 8 * kPer, a += 8) {
+    __m512 r[8];
+#pragma GCC unroll 8
+    for (int j = 0; j < 8; ++j)
+      r[j] = join(Units::some(b + row[j % 4 + j / 4 * 8], left), Units::some(b + row[j % 4 + j / 4 * 8 + 4], left));
+    transpose(r);
+    for (int j = 0; j < 8 && j * kPer < left; ++j)
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) c[i] = Op::multiply_add(c[i], _mm512_set1_ps(a[i * 16 + j]), r[j]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i, to += 16) _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), c[i]) : c[i]);
+}
+
 using Tile = void (*)(float*, int64_t, const float*, const float*, int64_t, bool, Ahead);
 
 void run_avx2(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
@@ -82,15 +176,45 @@ void run_avx512(float* c, int64_t ldc, const void* a, const void* b, int64_t uni
   kTiles[rows - 1](c, ldc, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
 }
 
+template <class Units>
+using ThinTile = void (*)(float*, const float*, const typename Units::T*, int64_t, int64_t, int, bool, int64_t);
+
+template <class Units>
+void run_thin_avx2(float* c, const void* a, const void* b, int64_t ldb, int64_t depth, int rows, int width, bool add,
+                   int64_t ahead) {
+  static constexpr ThinTile<Units> kTiles[] = {thin_avx2<Units, 1>, thin_avx2<Units, 2>, thin_avx2<Units, 3>,
+                                               thin_avx2<Units, 4>, thin_avx2<Units, 5>, thin_avx2<Units, 6>};
+  kTiles[rows - 1](c, static_cast<const float*>(a), static_cast<const typename Units::T*>(b), ldb, depth, width, add,
+                   ahead);
+}
+
+template <class Op, class Units>
+void run_thin_avx512(float* c, const void* a, const void* b, int64_t ldb, int64_t depth, int rows, int width, bool add,
+                     int64_t ahead) {
+  static constexpr auto kTiles = []<int... I>(std::integer_sequence<int, I...>) {
+    return std::array<ThinTile<Units>, sizeof...(I)>{thin_avx512<Op, Units, I + 1>...};
+  }
+  (std::make_integer_sequence<int, 8>());
+  kTiles[rows - 1](c, static_cast<const float*>(a), static_cast<const typename Units::T*>(b), ldb, depth, width, add,
+                   ahead);
+}
+
+template <class Units>
+constexpr ThinKernel kThinAvx2 = {6, 8, pack<Units, 8, true>, run_thin_avx2<Units>};
+template <class Op, class Units>
+constexpr ThinKernel kThinAvx512 = {8, 16, pack<Units, 8, true>, run_thin_avx512<Op, Units>};
+
 }  // namespace
 
-const GemmKernel kAvx2F32 = {6, 16, 1, 8, 1, 1, 512, pack<F32Units, 8>, pack<F32Units, 16>, true, run_avx2};
-const GemmKernel kAvx2BF16 = {6, 16, 1, 8, 1, 1, 512, pack<WidenedUnits, 8>, pack<WidenedUnits, 16>, true, run_avx2};
-const GemmKernel kAvx512F32 = {
-    14, 32, 1, 16, 1, 1, 512, pack<F32Units, 16>, pack<F32Units, 32>, true, run_avx512<F32Singles>};
-const GemmKernel kAvx512WidenBF16 = {
-    14, 32, 1, 16, 1, 1, 512, pack<WidenedUnits, 16>, pack<WidenedUnits, 32>, true, run_avx512<F32Singles>};
-const GemmKernel kAvx512BF16 = {
-    14, 32, 1, 16, 2, 1, 1024, pack<PairUnits, 16>, pack<PairUnits, 32>, true, run_avx512<Bf16Pairs>};
+const GemmKernel kAvx2F32 = {
+    6, 16, 1, 8, 1, 1, 512, pack<F32Units, 8>, pack<F32Units, 16>, true, run_avx2, kThinAvx2<F32Units>};
+const GemmKernel kAvx2BF16 = {
+    6, 16, 1, 8, 1, 1, 512, pack<WidenedUnits, 8>, pack<WidenedUnits, 16>, true, run_avx2, kThinAvx2<WidenedUnits>};
+const GemmKernel kAvx512F32 = {14,   32, 1, 16, 1, 1, 512, pack<F32Units, 16>, pack<F32Units, 32>,
+                               true, run_avx512<F32Singles>, kThinAvx512<F32Singles, F32Units>};
+const GemmKernel kAvx512WidenBF16 = {14,   32, 1, 16, 1, 1, 512, pack<WidenedUnits, 16>, pack<WidenedUnits, 32>,
+                                     true, run_avx512<F32Singles>, kThinAvx512<F32Singles, WidenedUnits>};
+const GemmKernel kAvx512BF16 = {14,   32, 1, 16, 2, 1, 1024, pack<PairUnits, 16>, pack<PairUnits, 32>,
+                                true, run_avx512<Bf16Pairs>, kThinAvx512<Bf16Pairs, PairUnits>};
 
 }  // namespace t2l::cpu
