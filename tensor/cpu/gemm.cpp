@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <new>
@@ -139,12 +140,14 @@ void Product::finish(float* tile, int ld, int64_t group, int64_t i, int64_t j, i
 
 // The block of C [rows, cols] at (i0, j0).
 void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows, int64_t cols) const {
-  const int mr = kernel.mr, nr = kernel.nr;
+  // Where k is small, C is what moves: the lines of a tall tile, at a distance of a power of two, compete for cache
+  // sets.
+  const int nr = kernel.nr, mr = int(std::clamp<int64_t>(k / 4, 4, kernel.mr));
   // Tiles of nearly equal height: 32 rows are 11 + 11 + 10, not 14 + 14 + 4.
-  const int64_t row_tiles = ceil_div(rows, mr), col_tiles = ceil_div(cols, nr);
-  const int64_t height = round_up(ceil_div(rows, row_tiles), kernel.rows_step);
+  const int64_t height = round_up(ceil_div(rows, ceil_div(rows, mr)), kernel.rows_step);
+  const int64_t row_tiles = ceil_div(rows, height), col_tiles = ceil_div(cols, nr);
   const int64_t max_units = round_up(ceil_div(std::min(k, kernel.kc), kernel.per_unit), 16);
-  const int64_t panel_a = max_units * kernel.pitch_a, panel_b = max_units * nr, tile_size = int64_t(mr) * nr;
+  const int64_t panel_a = max_units * kernel.pitch_a, panel_b = max_units * nr, tile_size = height * nr;
   const bool one_pass = k <= kernel.kc;
   // Nothing left to do to a whole tile: it goes into C as it is.
   const bool straight = one_pass && !transposed && g.output == DType::F32 && !g.bias &&
@@ -300,13 +303,13 @@ void gemm(const Gemm& g, const GemmKernel& kernel) {
   const Product product(g, kernel);
   const bool thin = product.m <= kernel.thin.rows && !product.b.k_is_row;
   const int64_t m = product.m, n = product.n, threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  int64_t row_blocks = ceil_div(m, kRows), col_blocks = ceil_div(n, kCols);
+  int64_t row_blocks = ceil_div(m, kRows), col_blocks = std::max<int64_t>(1, n / (s.k > kernel.kc ? kCols : 4 * kCols));
   const auto blocks = [&] { return s.groups * row_blocks * col_blocks; };
-  while (blocks() < 2 * threads && n / col_blocks >= 512) col_blocks *= 2;
+  while (blocks() < 2 * threads && n / col_blocks >= 2048) col_blocks *= 2;
   for (;;) {
     const int64_t rows = m / row_blocks, cols = n / col_blocks;
     if (blocks() >= threads || (rows <= kernel.mr && cols <= kernel.nr)) break;
-    (cols > kernel.nr && (cols >= rows || rows <= kernel.mr) ? col_blocks : row_blocks) *= 2;
+    (cols > kernel.nr && rows < 256 && (cols >= rows || rows <= kernel.mr) ? col_blocks : row_blocks) *= 2;
   }
   if (blocks() < 8 * threads && blocks() % threads != 0) col_blocks = round_up(col_blocks, threads);
   const int64_t block_rows = round_up(ceil_div(m, row_blocks), kernel.rows_step);

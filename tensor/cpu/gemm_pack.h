@@ -12,7 +12,8 @@ namespace t2l::cpu {
 
 // The first n of 8 units, or of 16 halves of them, from where no more than these may be read; zero beyond.
 inline __m256i below(int64_t n) {
-  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(std::clamp<int64_t>(n, 0, 8))), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(std::clamp<int64_t>(n, 0, 8))),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
 }
 inline __m256i some_pairs(const uint16_t* p, int64_t n) {
   const __m256i whole = below(n / 2), pairs = _mm256_maskload_epi32(reinterpret_cast<const int*>(p), whole);
