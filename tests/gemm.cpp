@@ -219,8 +219,9 @@ TEST_CASE("gemm: an element's bits depend on its row, its column and k alone", "
   const auto kernel = GENERATE(from_range(kernels()));
   CAPTURE(kernel.name);
   Random random;
-  // One pass over k, whose tiles can go straight into C; the same added to C; several passes.
-  const auto [k, accumulate] = GENERATE(table<int64_t, bool>({{300, false}, {300, true}, {1300, false}}));
+  // One pass over k, whose tiles can go straight into C; the same added to C; several passes; less than one vector.
+  const auto [k, accumulate] =
+      GENERATE(table<int64_t, bool>({{300, false}, {300, true}, {1300, false}, {1077, true}, {7, false}}));
   CAPTURE(k, accumulate);
   const int64_t m = 150, n = 300;
   const Problem p(random, kernel.input, m, n, k);
@@ -248,6 +249,10 @@ TEST_CASE("gemm: an element's bits depend on its row, its column and k alone", "
     for (int64_t i = 0; i < m; ++i) block(i, 0, 1, n);
     CHECK(c == whole);
   }
+  SECTION("in batches, from those whose weights are read in place to those whose weights are packed") {
+    for (int64_t i = 0, rows = 2; i < m; i += rows, ++rows) block(i, 0, std::min(rows, m - i), n);
+    CHECK(c == whole);
+  }
   SECTION("by blocks of columns, narrow enough to be computed transposed") {
     for (int64_t j = 0, width = 1; j < n; j += width, width = width % 41 + 4) block(0, j, m, std::min(width, n - j));
     CHECK(c == whole);
@@ -259,6 +264,9 @@ TEST_CASE("gemm: an element's bits depend on its row, its column and k alone", "
       omp_set_num_threads(t);
       c = before();
       block(0, 0, m, n);
+      CHECK(c == whole);
+      c = before();
+      for (int64_t i = 0; i < m; i += 5) block(i, 0, 5, n);
       CHECK(c == whole);
     }
     omp_set_num_threads(threads);
@@ -322,7 +330,7 @@ TEST_CASE("gemm: many small groups", "[gemm]") {
 
 TEST_CASE("gemm: infinity and NaN go where they belong, and nowhere else", "[gemm]") {
   const auto kernel = GENERATE(from_range(kernels()));
-  const int64_t m = 37, n = 45;
+  const int64_t m = GENERATE(5, 37), n = 45;
   const int64_t k = GENERATE(35, 1037);
   const bool ta = GENERATE(false, true), tb = GENERATE(false, true);
   CAPTURE(kernel.name, k, ta, tb);

@@ -1,7 +1,7 @@
 // t2l-bench gemm: the CPU's matrix product beside OpenBLAS and oneDNN, where installed, on the engine's shapes, all
 // from plain row-major operands into f32. Each round times every library once, and the peak: fused multiply-adds on
-// registers alone, on all threads. Medians over the rounds. Between libraries the threads of the last one are given the
-// time to stop spinning.
+// registers alone, on all threads; where rows are few, also reading memory. Medians over the rounds. Between libraries
+// the threads of the last one are given the time to stop spinning.
 #include <immintrin.h>
 #include <omp.h>
 #include <time.h>
@@ -40,9 +40,24 @@ constexpr Shape3 kShapes[] = {
     {"trunk", 256, 512, 128},
     {"trunk", 4096, 512, 128},
     {"rows", 64, 4096, 4096},
-    {"rows", 1, 4096, 4096},
+    {"decode", 1, 1536, 576},
+    {"decode", 1, 576, 1536},
+    {"decode", 1, 192, 576},
+    {"decode", 1, 49152, 576},
+    {"decode", 1, 4096, 4096},
+    {"decode", 1, 14336, 4096},
+    {"decode", 8, 49152, 576},
+    {"decode", 8, 4096, 4096},
+    {"decode", 8, 14336, 4096},
+    {"decode", 16, 14336, 4096},
+    {"lora", 1, 8, 576},
+    {"lora", 1, 576, 8},
+    {"lora", 512, 8, 576},
+    {"lora", 512, 576, 8},
     {"lora", 512, 8, 4096},
     {"lora", 512, 4096, 8},
+    {"lora", 512, 64, 4096},
+    {"lora", 512, 4096, 64},
 };
 
 // On one thread its own CPU time, which other programs on the machine do not enter.
@@ -132,6 +147,22 @@ double copy_bandwidth() {
   return double(kBytes) / median(rounds);
 }
 
+// Bytes read per second by all threads, from memory larger than caches.
+double read_bandwidth() {
+  static const std::vector<float> from(size_t(64) << 20, 1.f);
+  return double(from.size() * sizeof(float)) / seconds_of([&] {
+#pragma omp parallel
+           {
+             const size_t t = size_t(omp_get_thread_num()), n = size_t(omp_get_num_threads());
+             __m256 sum[8] = {};
+             for (size_t i = from.size() / 64 * t / n * 64; i < from.size() / 64 * (t + 1) / n * 64; i += 64)
+               for (size_t j = 0; j < 8; ++j) sum[j] = _mm256_add_ps(sum[j], _mm256_loadu_ps(&from[i + 8 * j]));
+             for (size_t j = 1; j < 8; ++j) sum[0] = _mm256_add_ps(sum[0], sum[j]);
+             sink = _mm256_cvtss_f32(sum[0]);
+           }
+         });
+}
+
 // ---- the libraries
 
 struct Library {
@@ -214,7 +245,8 @@ Json measure(const Shape3& shape, DType dtype, const std::string& name) {
   const double flops = 2.0 * double(shape.m) * double(shape.n) * double(shape.k);
   const int64_t calls = std::clamp<int64_t>(int64_t(2e9 / flops), 1, 200);  // some 10 ms per timing
   const Probe probe = probe_of(cpu::isa(), g.input);
-  std::vector<double> peaks;
+  const bool few_rows = shape.m <= 16;  // bound by reading B
+  std::vector<double> peaks, reads;
   for (int round = 0; round < 9; ++round) {
     for (Library& library : libraries) {
       std::this_thread::sleep_for(std::chrono::milliseconds(30));
@@ -225,6 +257,7 @@ Json measure(const Shape3& shape, DType dtype, const std::string& name) {
                                 double(calls));
     }
     peaks.push_back(peak_flops(probe));
+    if (few_rows) reads.push_back(read_bandwidth());
   }
 
   const double seconds = median(libraries[0].seconds), peak = median(peaks);
@@ -238,6 +271,11 @@ Json measure(const Shape3& shape, DType dtype, const std::string& name) {
               {"peak_gflops_per_second", peak / 1e9},
               {"percent_of_peak", flops / seconds / peak * 100},
               {"best_milliseconds", *std::min_element(libraries[0].seconds.begin(), libraries[0].seconds.end()) * 1e3}};
+  if (few_rows) {
+    const double bytes = double(b.size()) * double(size_of(dtype)) / seconds;
+    row["bytes_per_second"] = bytes;
+    row["percent_of_read_bandwidth"] = bytes / median(reads) * 100;
+  }
   double twin = 0;
   for (const Library& library : libraries) {
     if (&library == &libraries[0]) continue;
@@ -263,8 +301,8 @@ int bench_gemm(const CommandLine& cli) {
     if (!cli.json) fmt::print("{}\n", line), std::fflush(stdout);
   };
   print(fmt::format("{}, {} threads", cpu::name_of(cpu::isa()), omp_get_max_threads()));
-  print(fmt::format("{:<28} {:>10} {:>9} {:>9} {:>7} {:>12} {:>10} {:>8}", "m x n x k, A B", "ms", "GFLOP/s", "peak",
-                    "% peak", "openblas ms", "onednn ms", "x twin"));
+  print(fmt::format("{:<30} {:>9} {:>9} {:>7} {:>7} {:>7} {:>12} {:>10} {:>7}", "m x n x k, A B", "ms", "GFLOP/s",
+                    "% peak", "GB/s", "% read", "openblas ms", "onednn ms", "x twin"));
   for (DType dtype : {DType::F32, DType::BF16})
     for (const Shape3& s : kShapes) {
       const std::string name = fmt::format("{} {}x{}x{} {}{} {}", s.use, s.m, s.n, s.k, s.transpose_a ? 'T' : 'N',
@@ -272,13 +310,16 @@ int bench_gemm(const CommandLine& cli) {
       if (name.find(filter) == std::string::npos) continue;
       Json row = measure(s, dtype, name);
       const auto twin = [&](const char* library) {
-        return row.contains(library) ? fmt::format("{:.3f}", row[library]["milliseconds"].get<double>()) : "-";
+        return row.contains(library) ? fmt::format("{:.4f}", row[library]["milliseconds"].get<double>()) : "-";
       };
       const Json& ratio = row["times_as_fast_as_best_twin"];
-      print(fmt::format("{:<28} {:>10.3f} {:>9.1f} {:>9.1f} {:>7.1f} {:>12} {:>10} {:>8}", name,
+      const auto rate = [&](const char* key, double unit) {
+        return row.contains(key) ? fmt::format("{:.1f}", row[key].get<double>() / unit) : "-";
+      };
+      print(fmt::format("{:<30} {:>9.4f} {:>9.1f} {:>7.1f} {:>7} {:>7} {:>12} {:>10} {:>7}", name,
                         row["milliseconds"].get<double>(), row["gflops_per_second"].get<double>(),
-                        row["peak_gflops_per_second"].get<double>(), row["percent_of_peak"].get<double>(),
-                        twin("openblas"), twin("onednn"),
+                        row["percent_of_peak"].get<double>(), rate("bytes_per_second", 1e9),
+                        rate("percent_of_read_bandwidth", 1), twin("openblas"), twin("onednn"),
                         ratio.is_null() ? "-" : fmt::format("{:.2f}", ratio.get<double>())));
       rows.push_back(std::move(row));
     }

@@ -9,6 +9,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <bit>
 #include <cstdlib>
 #include <new>
@@ -108,13 +109,13 @@ struct Product {
     if (transposed) std::swap(a, b), std::swap(m, n);
   }
   void compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows, int64_t cols) const;
-  void finish(float* tile, int64_t group, int64_t i, int64_t j, int rows, int cols) const;
+  void compute_thin_block(int64_t group, int64_t j0, int64_t cols) const;
+  void finish(float* tile, int ld, int64_t group, int64_t i, int64_t j, int rows, int cols) const;
 };
 
 // A tile of sums becomes the [rows, cols] of C at (i, j).
-void Product::finish(float* tile, int64_t group, int64_t i, int64_t j, int rows, int cols) const {
+void Product::finish(float* tile, int ld, int64_t group, int64_t i, int64_t j, int rows, int cols) const {
   const Matmul& s = g.spec;
-  int ld = kernel.nr;
   float turned[32 * 32];
   if (transposed) {
     for (int c = 0; c < cols; ++c)
@@ -139,12 +140,14 @@ void Product::finish(float* tile, int64_t group, int64_t i, int64_t j, int rows,
 
 // The block of C [rows, cols] at (i0, j0).
 void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows, int64_t cols) const {
-  const int mr = kernel.mr, nr = kernel.nr;
+  // Where k is small, C is what moves: the lines of a tall tile, at a distance of a power of two, compete for cache
+  // sets.
+  const int nr = kernel.nr, mr = int(std::clamp<int64_t>(k / 4, 4, kernel.mr));
   // Tiles of nearly equal height: 32 rows are 11 + 11 + 10, not 14 + 14 + 4.
-  const int64_t row_tiles = ceil_div(rows, mr), col_tiles = ceil_div(cols, nr);
-  const int64_t height = round_up(ceil_div(rows, row_tiles), kernel.rows_step);
+  const int64_t height = round_up(ceil_div(rows, ceil_div(rows, mr)), kernel.rows_step);
+  const int64_t row_tiles = ceil_div(rows, height), col_tiles = ceil_div(cols, nr);
   const int64_t max_units = round_up(ceil_div(std::min(k, kernel.kc), kernel.per_unit), 16);
-  const int64_t panel_a = max_units * kernel.pitch_a, panel_b = max_units * nr, tile_size = int64_t(mr) * nr;
+  const int64_t panel_a = max_units * kernel.pitch_a, panel_b = max_units * nr, tile_size = height * nr;
   const bool one_pass = k <= kernel.kc;
   // Nothing left to do to a whole tile: it goes into C as it is.
   const bool straight = one_pass && !transposed && g.output == DType::F32 && !g.bias &&
@@ -184,7 +187,7 @@ void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows,
       }
       float* tile = tiles + (one_pass ? 0 : (q * row_tiles + t) * tile_size);
       kernel.run(tile, nr, packed_a + t * panel_a, panel, units, h, k0 > 0, ahead);
-      if (last) finish(tile, group, i0 + i, j0 + j, h, width);
+      if (last) finish(tile, nr, group, i0 + i, j0 + j, h, width);
     };
     // A tile in the middle of a column fetches nothing.
     const auto* const here = reinterpret_cast<const char*>(packed_b);
@@ -218,6 +221,28 @@ void Product::compute_block(int64_t group, int64_t i0, int64_t j0, int64_t rows,
     k0 += depth;
   } while (k0 < k);
   if (kernel.end) kernel.end();
+}
+
+// All m rows of C, few, in the columns from j0.
+void Product::compute_thin_block(int64_t group, int64_t j0, int64_t cols) const {
+  const ThinKernel& thin = kernel.thin;
+  const int64_t panel_a = round_up(ceil_div(kernel.kc, kernel.per_unit), 16) * 8;
+  static thread_local Scratch scratch_a;
+  float* const packed_a = scratch_a.get(std::max<int64_t>(1, ceil_div(k, kernel.kc)) * panel_a);
+  const auto depth_at = [&](int64_t k0) { return std::min(k - k0, kernel.kc); };
+  for (int64_t k0 = 0, pass = 0; k0 < k; k0 += kernel.kc, ++pass) {
+    const int64_t units = round_up(ceil_div(depth_at(k0), kernel.per_unit), 8);
+    thin.pack_a(packed_a + pass * panel_a, a.at(group, 0, k0), a.ld, a.k_is_row, int(m), depth_at(k0), units);
+  }
+  alignas(64) float tile[8 * 16];
+  for (int64_t j = j0; j < j0 + cols; j += thin.cols) {
+    const int width = int(std::min<int64_t>(thin.cols, j0 + cols - j));
+    if (k == 0) std::fill_n(tile, m * thin.cols, 0.f);
+    for (int64_t k0 = 0, pass = 0; k0 < k; k0 += kernel.kc, ++pass)
+      thin.run(tile, packed_a + pass * panel_a, b.at(group, j, k0), b.ld, depth_at(k0), int(m), width, k0 > 0,
+               thin.cols * b.ld - k);
+    finish(tile, thin.cols, group, 0, j, int(m), width);
+  }
 }
 
 bool has_amx() {
@@ -276,14 +301,15 @@ void gemm(const Gemm& g, const GemmKernel& kernel) {
   // Packing costs about as much as 7 more rows and 7 more columns, so blocks are large, and square where they are
   // small.
   const Product product(g, kernel);
+  const bool thin = product.m <= kernel.thin.rows && !product.b.k_is_row;
   const int64_t m = product.m, n = product.n, threads = omp_in_parallel() ? 1 : omp_get_max_threads();
-  int64_t row_blocks = ceil_div(m, kRows), col_blocks = ceil_div(n, kCols);
+  int64_t row_blocks = ceil_div(m, kRows), col_blocks = std::max<int64_t>(1, n / (s.k > kernel.kc ? kCols : 4 * kCols));
   const auto blocks = [&] { return s.groups * row_blocks * col_blocks; };
-  while (blocks() < 2 * threads && n / col_blocks >= 512) col_blocks *= 2;
+  while (blocks() < 2 * threads && n / col_blocks >= 2048) col_blocks *= 2;
   for (;;) {
     const int64_t rows = m / row_blocks, cols = n / col_blocks;
     if (blocks() >= threads || (rows <= kernel.mr && cols <= kernel.nr)) break;
-    (cols > kernel.nr && (cols >= rows || rows <= kernel.mr) ? col_blocks : row_blocks) *= 2;
+    (cols > kernel.nr && rows < 256 && (cols >= rows || rows <= kernel.mr) ? col_blocks : row_blocks) *= 2;
   }
   if (blocks() < 8 * threads && blocks() % threads != 0) col_blocks = round_up(col_blocks, threads);
   const int64_t block_rows = round_up(ceil_div(m, row_blocks), kernel.rows_step);
@@ -296,8 +322,11 @@ void gemm(const Gemm& g, const GemmKernel& kernel) {
   for (int64_t task = 0; task < tasks; ++task) {
     const int64_t i = task % row_blocks * block_rows;
     const int64_t j = task / row_blocks % col_blocks * block_cols;
-    product.compute_block(task / row_blocks / col_blocks, i, j, std::min(block_rows, m - i),
-                          std::min(block_cols, n - j));
+    if (thin)
+      product.compute_thin_block(task / row_blocks / col_blocks, j, std::min(block_cols, n - j));
+    else
+      product.compute_block(task / row_blocks / col_blocks, i, j, std::min(block_rows, m - i),
+                            std::min(block_cols, n - j));
   }
 }
 

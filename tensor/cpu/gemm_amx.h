@@ -56,6 +56,7 @@ constexpr GemmKernel amx_kernel() {
           pack<PairUnits, 32>,
           false,
           run_amx<Tiles>,
+          {},
           Tiles::begin,
           Tiles::end};
 }

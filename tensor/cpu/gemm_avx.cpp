@@ -32,6 +32,81 @@ void tile_avx2(float* to, int64_t ldc, const float* a, const float* b, int64_t u
 // One target for both of the kernels below; only Bf16Pairs contains instructions beyond AVX-512F.
 #define T2L_AVX512 __attribute__((target("avx512f,avx512bf16")))
 
+// ---- 16 rows by 16 units, transposed
+
+// The masked forms, with all set: in GCC 12 the plain ones warn of a register that is not read.
+T2L_AVX512 inline __m512 join(__m256 low, __m256 high) {
+  const __m512d whole = _mm512_castps_pd(_mm512_castps256_ps512(low));
+  return _mm512_castpd_ps(_mm512_maskz_insertf64x4(0xff, whole, _mm256_castps_pd(high), 1));
+}
+
+// Eight units of rows [0 .. 3 | 4 .. 7] and [8 .. 11 | 12 .. 15], half a register each, become [unit][16 rows].
+T2L_AVX512 inline void transpose512(__m512* r) {
+  constexpr __mmask16 kAll = 0xffff;
+  __m512 s[8], t[8];
+#pragma GCC unroll 4
+  for (int i = 0; i < 8; i += 2) {
+    s[i] = _mm512_maskz_unpacklo_ps(kAll, r[i], r[i + 1]);
+    s[i + 1] = _mm512_maskz_unpackhi_ps(kAll, r[i], r[i + 1]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 8; i += 4)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      t[i + 2 * j] = _mm512_maskz_shuffle_ps(kAll, s[i + j], s[i + j + 2], 0x44);
+      t[i + 2 * j + 1] = _mm512_maskz_shuffle_ps(kAll, s[i + j], s[i + j + 2], 0xee);
+    }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    r[i] = _mm512_maskz_shuffle_f32x4(kAll, t[i], t[i + 4], 0x88);
+    r[i + 4] = _mm512_maskz_shuffle_f32x4(kAll, t[i], t[i + 4], 0xdd);
+  }
+}
+
+// Where each of 16 rows begins; those that do not exist are the last one again.
+struct Rows16 {
+  int64_t at[16];
+  Rows16(int64_t ld, int width) {
+    for (int j = 0; j < 16; ++j) at[j] = std::min(j, width - 1) * ld;
+  }
+};
+
+// Register j of 16 that transpose512(), of each eight, turns into units 0 .. 15 of the rows at p, `left` elements long.
+template <class Units, bool kWhole>
+T2L_AVX512 inline __m512 load(const typename Units::T* p, const Rows16& row, int j, int64_t left) {
+  const int first = j % 4 + j % 8 / 4 * 8, skipped = j / 8 * 8 * Units::kPer;
+  const auto *low = p + row.at[first] + skipped, *high = p + row.at[first + 4] + skipped;
+  if constexpr (kWhole) return join(Units::along(low), Units::along(high));
+  return join(Units::some(low, left - skipped), Units::some(high, left - skipped));
+}
+
+// pack(), twice as fast where k lies along the rows.
+template <class Units, int kPitch>
+T2L_AVX512 void pack_avx512(void* dst, const void* src, int64_t ld, bool k_is_row, int width, int64_t depth,
+                            int64_t units) {
+  if (k_is_row) return pack<Units, kPitch>(dst, src, ld, true, width, depth, units);
+  for (int w = 0; w < width; w += 16) {
+    const Rows16 row(ld, width - w);
+    const auto* p = static_cast<const typename Units::T*>(src) + w * ld;
+    float* to = static_cast<float*>(dst) + w;
+    for (int64_t left = depth; left > 0; left -= 16 * Units::kPer, p += 16 * Units::kPer, to += 16 * kPitch) {
+      __m512 r[16];
+      if (left >= 16 * Units::kPer)
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) r[j] = load<Units, true>(p, row, j, left);
+      else
+#pragma GCC unroll 16
+        for (int j = 0; j < 16; ++j) r[j] = load<Units, false>(p, row, j, left);
+      transpose512(r);
+      transpose512(r + 8);
+#pragma GCC unroll 16
+      for (int j = 0; j < 16; ++j) _mm512_store_ps(to + j * kPitch, r[j]);
+    }
+  }
+}
+
+// ---- tiles
+
 struct F32Singles {
   T2L_AVX512 static __m512 multiply_add(__m512 c, __m512 x, __m512 y) { return _mm512_fmadd_ps(x, y, c); }
 };
@@ -46,7 +121,9 @@ T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const float* a, const float*
                             Ahead ahead) {
   __m512 c[R][2];
 #pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) c[i][0] = c[i][1] = _mm512_setzero_ps();
+  for (int i = 0; i < R; ++i) {
+    c[i][0] = c[i][1] = _mm512_setzero_ps();
+  }
   for (int64_t u = 0; u < units; ++u, a += 16, b += 32) {
     fetch(ahead, u);
     const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
@@ -66,6 +143,72 @@ T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const float* a, const float*
     }
 }
 
+// ---- thin products
+
+template <class Units, int R>
+void thin_avx2(float* to, const float* a, const typename Units::T* b, int64_t ldb, int64_t depth, int width, bool add,
+               int64_t) {
+  constexpr int kPer = Units::kPer;
+  __m256 c[R] = {};
+  for (int64_t k = 0, u = 0; k < depth; k += 8 * kPer, u += 8) {
+    const int64_t left = depth - k;
+    __m256 r[8];
+    for (int j = 0; j < 8; ++j) {
+      const auto* p = b + std::min(j, width - 1) * ldb + k;
+      r[j] = left >= 8 * kPer ? Units::along(p) : Units::some(p, left);
+    }
+    transpose(r);
+    const float* x = a + u / 16 * 128 + u % 16;
+    for (int j = 0; j < 8 && j * kPer < left; ++j)
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) c[i] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + i * 16 + j), r[j], c[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i, to += 8) _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), c[i]) : c[i]);
+}
+
+template <class Op, class Units, int R>
+T2L_AVX512 void thin_avx512(float* to, const float* a, const typename Units::T* b, int64_t ldb, int64_t depth,
+                            int width, bool add, int64_t ahead) {
+  constexpr int kPer = Units::kPer;
+  constexpr int64_t kFetch = 512 / sizeof(typename Units::T);
+  const Rows16 row(ldb, width);
+  __m512 c[R], r[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i) c[i] = _mm512_setzero_ps();
+  int64_t left = depth;
+  for (; left >= 16 * kPer; left -= 16 * kPer, b += 16 * kPer, a += 128) {
+    const auto* next = b + kFetch + (left > kFetch ? 0 : ahead);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) {
+      r[j] = load<Units, true>(b, row, j, left);
+      _mm_prefetch(next + row.at[j], _MM_HINT_T0);
+    }
+#pragma GCC unroll 2
+    for (int half = 0; half < 16; half += 8) {  // the second is transposed while the first is multiplied
+      transpose512(r + half);
+#pragma GCC unroll 8
+      for (int j = half; j < half + 8; ++j)
+#pragma GCC unroll 8
+        for (int i = 0; i < R; ++i) c[i] = Op::multiply_add(c[i], _mm512_set1_ps(a[i * 16 + j]), r[j]);
+    }
+  }
+  if (left > 0) {
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) r[j] = load<Units, false>(b, row, j, left);
+    transpose512(r);
+    transpose512(r + 8);
+#pragma GCC unroll 16
+    for (int j = 0; j < 16; ++j) {
+      if (j * kPer >= left) break;
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) c[i] = Op::multiply_add(c[i], _mm512_set1_ps(a[i * 16 + j]), r[j]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i, to += 16) _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), c[i]) : c[i]);
+}
+
 using Tile = void (*)(float*, int64_t, const float*, const float*, int64_t, bool, Ahead);
 
 void run_avx2(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
@@ -82,15 +225,75 @@ void run_avx512(float* c, int64_t ldc, const void* a, const void* b, int64_t uni
   kTiles[rows - 1](c, ldc, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
 }
 
+template <class Units>
+using ThinTile = void (*)(float*, const float*, const typename Units::T*, int64_t, int64_t, int, bool, int64_t);
+
+template <class Units>
+void run_thin_avx2(float* c, const void* a, const void* b, int64_t ldb, int64_t depth, int rows, int width, bool add,
+                   int64_t ahead) {
+  static constexpr ThinTile<Units> kTiles[] = {thin_avx2<Units, 1>, thin_avx2<Units, 2>, thin_avx2<Units, 3>,
+                                               thin_avx2<Units, 4>, thin_avx2<Units, 5>, thin_avx2<Units, 6>};
+  kTiles[rows - 1](c, static_cast<const float*>(a), static_cast<const typename Units::T*>(b), ldb, depth, width, add,
+                   ahead);
+}
+
+template <class Op, class Units>
+void run_thin_avx512(float* c, const void* a, const void* b, int64_t ldb, int64_t depth, int rows, int width, bool add,
+                     int64_t ahead) {
+  static constexpr auto kTiles = []<int... I>(std::integer_sequence<int, I...>) {
+    return std::array<ThinTile<Units>, sizeof...(I)>{thin_avx512<Op, Units, I + 1>...};
+  }
+  (std::make_integer_sequence<int, 8>());
+  kTiles[rows - 1](c, static_cast<const float*>(a), static_cast<const typename Units::T*>(b), ldb, depth, width, add,
+                   ahead);
+}
+
+template <class Units>
+constexpr ThinKernel kThinAvx2 = {6, 8, pack<Units, 8, true>, run_thin_avx2<Units>};
+template <class Op, class Units>
+constexpr ThinKernel kThinAvx512 = {8, 16, pack<Units, 8, true>, run_thin_avx512<Op, Units>};
+
 }  // namespace
 
-const GemmKernel kAvx2F32 = {6, 16, 1, 8, 1, 1, 512, pack<F32Units, 8>, pack<F32Units, 16>, true, run_avx2};
-const GemmKernel kAvx2BF16 = {6, 16, 1, 8, 1, 1, 512, pack<WidenedUnits, 8>, pack<WidenedUnits, 16>, true, run_avx2};
-const GemmKernel kAvx512F32 = {
-    14, 32, 1, 16, 1, 1, 512, pack<F32Units, 16>, pack<F32Units, 32>, true, run_avx512<F32Singles>};
-const GemmKernel kAvx512WidenBF16 = {
-    14, 32, 1, 16, 1, 1, 512, pack<WidenedUnits, 16>, pack<WidenedUnits, 32>, true, run_avx512<F32Singles>};
-const GemmKernel kAvx512BF16 = {
-    14, 32, 1, 16, 2, 1, 1024, pack<PairUnits, 16>, pack<PairUnits, 32>, true, run_avx512<Bf16Pairs>};
+const GemmKernel kAvx2F32 = {
+    6, 16, 1, 8, 1, 1, 512, pack<F32Units, 8>, pack<F32Units, 16>, true, run_avx2, kThinAvx2<F32Units>};
+const GemmKernel kAvx2BF16 = {
+    6, 16, 1, 8, 1, 1, 512, pack<WidenedUnits, 8>, pack<WidenedUnits, 16>, true, run_avx2, kThinAvx2<WidenedUnits>};
+const GemmKernel kAvx512F32 = {14,
+                               32,
+                               1,
+                               16,
+                               1,
+                               1,
+                               512,
+                               pack_avx512<F32Units, 16>,
+                               pack_avx512<F32Units, 32>,
+                               true,
+                               run_avx512<F32Singles>,
+                               kThinAvx512<F32Singles, F32Units>};
+const GemmKernel kAvx512WidenBF16 = {14,
+                                     32,
+                                     1,
+                                     16,
+                                     1,
+                                     1,
+                                     512,
+                                     pack_avx512<WidenedUnits, 16>,
+                                     pack_avx512<WidenedUnits, 32>,
+                                     true,
+                                     run_avx512<F32Singles>,
+                                     kThinAvx512<F32Singles, WidenedUnits>};
+const GemmKernel kAvx512BF16 = {14,
+                                32,
+                                1,
+                                16,
+                                2,
+                                1,
+                                1024,
+                                pack_avx512<PairUnits, 16>,
+                                pack_avx512<PairUnits, 32>,
+                                true,
+                                run_avx512<Bf16Pairs>,
+                                kThinAvx512<Bf16Pairs, PairUnits>};
 
 }  // namespace t2l::cpu

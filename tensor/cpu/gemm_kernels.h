@@ -21,6 +21,16 @@ struct Ahead {
   int log2_lines;
 };
 
+// Few rows of C from B as it lies in memory, [n, k]: nothing of B is copied, it is transposed in registers.
+struct ThinKernel {
+  int rows, cols;  // the largest tile of C, [rows, cols]
+  Pack pack_a;     // to [unit / 16][8 rows][16]
+  // c [rows, cols] (+)= A B over one pass of `depth` elements of k; as GemmKernel::run to the bit. Row j of B begins at
+  // b + j * ldb; those from `width` on do not exist. `ahead` and more elements further on is what will be read next.
+  void (*run)(float* c, const void* a, const void* b, int64_t ldb, int64_t depth, int rows, int width, bool add,
+              int64_t ahead);
+};
+
 struct GemmKernel {
   int mr, nr;      // the tile of C, [mr, nr]
   int rows_step;   // rows are computed this many at a time
@@ -32,6 +42,7 @@ struct GemmKernel {
   bool adds_whole;  // whether add is one addition of the pass's sum, or each product is added
   // c [rows, nr] (+)= A B, over one pass; rows up to a multiple of rows_step may be overwritten.
   void (*run)(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead);
+  ThinKernel thin = {};       // rows: 0 if there is none
   void (*begin)() = nullptr;  // before the first and after the last run of a thread
   void (*end)() = nullptr;
 };

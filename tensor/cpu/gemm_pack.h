@@ -10,10 +10,23 @@
 
 namespace t2l::cpu {
 
+// The first n of 8 units, or of 16 halves of them, from where no more than these may be read; zero beyond.
+inline __m256i below(int64_t n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(int(std::clamp<int64_t>(n, 0, 8))),
+                            _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+inline __m256i some_pairs(const uint16_t* p, int64_t n) {
+  const __m256i whole = below(n / 2), pairs = _mm256_maskload_epi32(reinterpret_cast<const int*>(p), whole);
+  if (n <= 0 || n % 2 == 0) return pairs;
+  const __m256i next = _mm256_andnot_si256(whole, below(n / 2 + 1));
+  return _mm256_or_si256(pairs, _mm256_and_si256(next, _mm256_set1_epi32(p[n - 1])));
+}
+
 // The 8 units that lie along a row of the source, and the same unit of 8 neighbouring columns.
 struct F32Units {
   using T = float;
   static constexpr int kPer = 1;
+  static __m256 some(const float* p, int64_t n) { return _mm256_maskload_ps(p, below(n)); }
   static __m256 along(const float* p) { return _mm256_loadu_ps(p); }
   static __m256 across(const float* p, int64_t) { return _mm256_loadu_ps(p); }
 };
@@ -24,11 +37,16 @@ struct WidenedUnits {  // bf16 to f32, for machines without bf16 arithmetic
     const __m128i h = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16));
   }
+  static __m256 some(const uint16_t* p, int64_t n) {
+    const __m256i h = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(some_pairs(p, std::min<int64_t>(n, 8))));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(h, 16));
+  }
   static __m256 across(const uint16_t* p, int64_t) { return along(p); }
 };
 struct PairUnits {
   using T = uint16_t;
   static constexpr int kPer = 2;
+  static __m256 some(const uint16_t* p, int64_t n) { return _mm256_castsi256_ps(some_pairs(p, n)); }
   static __m256 along(const uint16_t* p) { return _mm256_loadu_ps(reinterpret_cast<const float*>(p)); }
   static __m256 across(const uint16_t* p, int64_t ld) {
     const __m128i even = _mm_loadu_si128(reinterpret_cast<const __m128i*>(p));
