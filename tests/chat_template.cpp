@@ -18,6 +18,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
+void skip(const std::string& why) { WARN("skipped: " + why); }
+
 std::string read(const std::string& path) {  // gzipped or not
   gzFile file = gzopen(path.c_str(), "rb");
   REQUIRE(file);
@@ -194,11 +196,11 @@ TEST_CASE("hostile chat templates fail in one line, soon", "[chat]") {
       {grow + "{% for i in range(60) %}{% set ns.x = ns.x.replace('a', 'aa') %}{% endfor %}", "MiB"},
       {grow + "{% for i in range(60) %}{% set ns.x = ns.x | replace('', 'aa') %}{% endfor %}", "MiB"},
       {grow + "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] | join(ns.x) %}{% endfor %}", "MiB"},
-      {grow + "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}", "MiB"},
+      {grow + "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x }}", "steps"},
       {grow + "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x | tojson }}", "MiB"},
       {grow + "{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{% set y = ns.x %}{% set ns.x = 'a' %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}{{ ns.x == y }}", "steps"},
       {grow + "{% for i in range(60) %}{% set ns.x = (ns.x, ns.x) %}{% endfor %}{{ {ns.x: 1}[ns.x] }}", "steps"},
-      {grow + "{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}", "lists within lists"},
+      {grow + "{% for i in range(1000) %}{% set ns.x = [ns.x] %}{% endfor %}", "within"},
       {grow + "{% for i in range(1000) %}{% set ns.x = {'a': ns.x} %}{% endfor %}", "within"},
       {grow + "{% for i in range(1000) %}{% set ns.x = [1] | map('list') | map('list') %}{% endfor %}{{ ns.x | list }}", "iterable"},
       {"{% set ns = namespace(x=[1]) %}{% for i in range(1000) %}{% set ns.x = ns.x | map('string') %}{% endfor %}{{ ns.x | list }}", "recurses"},
@@ -217,7 +219,7 @@ TEST_CASE("hostile chat templates fail in one line, soon", "[chat]") {
       {"{{ '{:.99999f}'.format(1.0) }}", "precision"},
       {"{{ [1] | batch(10 ** 9, 0) | list }}", "MiB"},
       {"{{ [1] | slice(10 ** 9) | list }}", "m"},  // memory or steps
-      {"{{ 'a,' * 10 ** 7 | length }}{{ ('a,' * 10 ** 7).split(',') | length }}", "memory"},
+      {"{{ ('a,' * 10 ** 7).split(',') | length }}", "memory"},
       {"{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "recurses"},
       {"{% macro f(n) %}{{ f(n + 1) ~ f(n + 2) }}{% endmacro %}{{ f(0) }}", "recurses"},
       {"{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}{{ f(40) }}", "steps"},
@@ -233,9 +235,9 @@ TEST_CASE("hostile chat templates fail in one line, soon", "[chat]") {
       {"{{ ''.__class__.__mro__ }}", "unsafe"},
       {"{{ '{0.__class__.__init__}'.format(1) }}", "unsafe"},
       {"{{ messages.clear() }}", "unsafe"},
-      {repeat("(", 100000), "levels"},
+      {"{{ " + repeat("(", 100000), "levels"},
       {"{{ " + repeat("(", 300) + "1" + repeat(")", 300) + " }}", "levels"},
-      {"{{ " + repeat("[", 5000) + " }}", "levels"},
+      {"{{ " + repeat("[", 5000) + repeat("]", 5000) + " }}", "levels"},
       {"{{ " + repeat("-", 5000) + "1 }}", "levels"},
       {"{{ " + repeat("not ", 5000) + "1 }}", "levels"},
       {"{{ 1" + repeat(" + 1", 5000) + " }}", "levels"},
@@ -294,13 +296,13 @@ TEST_CASE("ordered JSON keeps the order of keys, and refuses repeated ones", "[c
 
 TEST_CASE("chat templates: renders handed in", "[chat][expected]") {
   const char* path = std::getenv("T2L_EXPECTED_CHAT");
-  if (!path) return WARN("skipped: T2L_EXPECTED_CHAT names no file of tools/make_golden_chat.py");
+  if (!path) return skip("T2L_EXPECTED_CHAT names no file of tools/make_golden_chat.py");
   check_renders(read_ordered(path));
 }
 
 TEST_CASE("chat templates: golden renders", "[chat][shared]") {
   const std::string root = test::shared_folder() + "/golden/chat";
-  if (!fs::exists(root + "/renders.jsonl.gz")) return WARN("skipped: no " + root);
+  if (!fs::exists(root + "/renders.jsonl.gz")) return skip("no " + root);
   const OrderedJson conversations = read_ordered(root + "/conversations.json"), special = read_ordered(root + "/templates.json");
   size_t right = 0;
   const auto rows = read_lines(root + "/renders.jsonl.gz");
@@ -322,7 +324,7 @@ TEST_CASE("chat templates: golden renders", "[chat][shared]") {
 
 TEST_CASE("chat templates: golden expressions", "[chat][shared]") {
   const std::string root = test::shared_folder() + "/golden/chat";
-  if (!fs::exists(root + "/expressions.jsonl")) return WARN("skipped: no " + root);
+  if (!fs::exists(root + "/expressions.jsonl")) return skip("no " + root);
   const OrderedJson messages = read_ordered(root + "/conversations.json").at(3);
   for (const OrderedJson& row : read_lines(root + "/expressions.jsonl")) {
     std::string why;

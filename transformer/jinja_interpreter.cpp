@@ -170,13 +170,16 @@ Interpreter::Flow Interpreter::exec_loop(const Node& n, const Value& iterable, i
   Loop& loop = n.uses_loop || n.flag ? *make<Loop>(*this, n, iterable, depth, scope_) : local.emplace(*this, n, iterable, depth, scope_);
   if (n.flag) keep(scope_);
   Inner inner(*this);
-  for (bool first = true; loop.advance(); first = false) {
-    if (!first) inner.clear();
+  bool completed = false;  // as in Jinja: what `break` or `continue` cut short does not keep `else` away
+  while (loop.advance()) {
+    if (loop.index > 1) inner.clear();
     if (n.uses_loop || n.flag) scope_->set(loop_symbol_, Value(&loop));
     assign(*n.children[0], loop.current);
-    if (exec(*n.children[3]) == Flow::Break) return Flow::Normal;
+    const Flow flow = exec(*n.children[3]);
+    completed |= flow == Flow::Normal;
+    if (flow == Flow::Break) break;
   }
-  if (loop.index > 0 || !n.children[4]) return Flow::Normal;
+  if (completed || !n.children[4]) return Flow::Normal;
   inner.clear();
   return exec(*n.children[4]);
 }
@@ -562,12 +565,12 @@ Arguments Interpreter::eval_arguments(const Node& n) {
     const Value more = eval(*n.children.back());
     if (!more.is(Kind::Dict)) fail("the argument behind ** must be a mapping, not '{}'", more.type());
     if (more.dict().size() > 1000) fail("a call with more than 1000 named arguments");
-    for (const auto& [key, value] : more.dict().entries()) {
-      if (!key.is_string()) fail("keywords must be strings");
-      const auto same = [&](const auto& x) { return x.first == key.string(); };
-      if (std::any_of(a.named.begin(), a.named.end(), same))
-        fail("the argument '{}' is given twice", printable(key.string()));
-      a.named.emplace_back(key.string(), value);
+    for (const Dict::Entry& entry : more.dict().entries()) {
+      if (!entry.first.is_string()) fail("keywords must be strings");
+      const std::string& name = entry.first.string();
+      if (std::any_of(a.named.begin(), a.named.end(), [&](const auto& x) { return x.first == name; }))
+        fail("the argument '{}' is given twice", printable(name));
+      a.named.emplace_back(name, entry.second);
     }
   }
   return a;

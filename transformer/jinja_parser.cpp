@@ -101,7 +101,7 @@ class Parser {
 
   struct Descent {  // guards the parser's own recursion
     explicit Descent(Parser& p) : parser(p) {
-      if (++p.descent_ > 2 * max_syntax_depth)
+      if (++p.descent_ > 4 * max_syntax_depth)  // a bracket takes three
         p.wrong(p.now().line, fmt::format("expressions and blocks within each other, more than {} levels", max_syntax_depth));
     }
     ~Descent() { --parser.descent_; }
