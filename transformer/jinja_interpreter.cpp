@@ -24,7 +24,9 @@ void Scope::set(int symbol, Value value) {
 class Interpreter::Inner {
  public:
   explicit Inner(Interpreter& in) : Inner(in, in.scope_) {}
-  Inner(Interpreter& in, Scope* parent) : in_(in), outer_(in.scope_), own_(new Scope{parent}) { in.scope_ = own_.get(); }
+  Inner(Interpreter& in, Scope* parent) : in_(in), outer_(in.scope_), own_(new Scope{parent}) {
+    in.scope_ = own_.get();
+  }
   ~Inner() {
     in_.scope_ = outer_;
     if (own_->kept) in_.kept_scopes_.push_back(std::move(own_));
@@ -167,7 +169,8 @@ std::optional<Value> Loop::attribute(const std::string& name) {
 
 Interpreter::Flow Interpreter::exec_loop(const Node& n, const Value& iterable, int depth) {
   std::optional<Loop> local;
-  Loop& loop = n.uses_loop || n.flag ? *make<Loop>(*this, n, iterable, depth, scope_) : local.emplace(*this, n, iterable, depth, scope_);
+  Loop& loop = n.uses_loop || n.flag ? *make<Loop>(*this, n, iterable, depth, scope_)
+                                     : local.emplace(*this, n, iterable, depth, scope_);
   if (n.flag) keep(scope_);
   Inner inner(*this);
   bool completed = false;  // as in Jinja: what `break` or `continue` cut short does not keep `else` away
@@ -218,7 +221,8 @@ Value Interpreter::call_macro(Macro& macro, Arguments& a) {
   const size_t count = n.parameters.size(), first_default = count - (n.children.size() - 1);
   std::vector<std::optional<Value>> given(count);
   for (size_t i = 0; i < count; ++i)
-    given[i] = i < a.positional.size() ? a.positional[i] : take_named(syntax_.symbols[static_cast<size_t>(n.parameters[i])]);
+    given[i] =
+        i < a.positional.size() ? a.positional[i] : take_named(syntax_.symbols[static_cast<size_t>(n.parameters[i])]);
   if (n.uses_caller) {
     std::optional<Value> caller = take_named("caller");
     scope_->set(caller_symbol_, caller && !caller->is_none() ? *caller : Value::undefined("there is no caller here"));
@@ -238,9 +242,10 @@ Value Interpreter::call_macro(Macro& macro, Arguments& a) {
   }
   for (size_t i = 0; i < count; ++i) {  // in order: a default may use the parameters before it
     const auto& name = syntax_.symbols[static_cast<size_t>(n.parameters[i])];
-    scope_->set(n.parameters[i], given[i]            ? *given[i]
-                                 : i < first_default ? Value::undefined(fmt::format("the parameter '{}' was not given", name))
-                                                     : eval(*n.children[1 + i - first_default]));
+    scope_->set(n.parameters[i], given[i] ? *given[i]
+                                 : i < first_default
+                                     ? Value::undefined(fmt::format("the parameter '{}' was not given", name))
+                                     : eval(*n.children[1 + i - first_default]));
   }
   Flow flow;
   return capture(*n.children[0], flow);
