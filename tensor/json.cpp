@@ -36,7 +36,9 @@ class Builder : public nlohmann::json_sax<J> {
       if (!fresh) repeated(it->first);
       slot_ = &it->second;
     } else {  // a vector, whose own emplace() would compare with all before it
-      slot_ = &static_cast<std::vector<typename J::object_t::value_type>&>(object).emplace_back(std::move(key), nullptr).second;
+      slot_ = &static_cast<std::vector<typename J::object_t::value_type>&>(object)
+                   .emplace_back(std::move(key), nullptr)
+                   .second;
     }
     return true;
   }
@@ -61,14 +63,16 @@ class Builder : public nlohmann::json_sax<J> {
     std::vector<const std::string*> keys;
     for (const auto& entry : object) keys.push_back(&entry.first);
     std::sort(keys.begin(), keys.end(), [](const auto* a, const auto* b) { return *a < *b; });
-    const auto twice = std::adjacent_find(keys.begin(), keys.end(), [](const auto* a, const auto* b) { return *a == *b; });
+    const auto twice =
+        std::adjacent_find(keys.begin(), keys.end(), [](const auto* a, const auto* b) { return *a == *b; });
     if (twice != keys.end()) repeated(**twice);
   }
 
   template <class T>
   J* place(T&& x) {
     if (stack_.empty()) return &(root_ = std::forward<T>(x));
-    if (stack_.back()->is_array()) return &stack_.back()->template get_ref<typename J::array_t&>().emplace_back(std::forward<T>(x));
+    if (stack_.back()->is_array())
+      return &stack_.back()->template get_ref<typename J::array_t&>().emplace_back(std::forward<T>(x));
     return &(*slot_ = std::forward<T>(x));
   }
   template <class T>

@@ -90,7 +90,21 @@ def tokenizers():
                     model=dict(merges=[["\u2581", "a"]], byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
 
 
+CHAT = b'[{"role": "system", "content": "s"}, {"role": "user", "content": "a\\n<b>"}, {"content": [1, {"x": null}], "role": "tool"}]'
+TEMPLATES = [
+    b"{% for m in messages if m.role != 'x' %}{{ '<' ~ m['role'] ~ '>' + m.content | string | trim }}{% if loop.last %}{{ eos_token }}{% continue %}{% endif %}{% else %}-{% endfor %}\0" + CHAT,
+    b"{%- macro f(a, b=a, *c) %}{% endmacro %}",
+    b"{%- macro f(a, b=a) -%} {{ a }}{{ caller(1) if caller }}{{ varargs }}{{ kwargs }} {%- endmacro %}{{ f(1, c=2) }}{% call(q) f(*[1, 2], **{'b': 3}) %}{{ q }}{% endcall %}",
+    b"{% set ns = namespace(x=0) %}{% for i in range(3, 0, -1) recursive %}{% set ns.x = ns.x + i ** 2 // 2 % 5 %}{{ loop.cycle('a', 'b') }}{% break %}{% endfor %}{{ -ns.x / 3 }}",
+    b"  {#- c #}\n {%+ raw -%} {{ }} {% endraw %}{% filter upper | indent(2) %}a\nb{% endfilter %}{% set b | e %}<{% endset %}{% with y = b %}{{ y }}{% endwith %}{% block z scoped %}{% endblock %}",
+    b"{{ messages | tojson(indent=2) }}{{ '%-5s|%05.1f|%x' % ('a', 2.5, 255) }}{{ '{:>8.3f}|{0[1]!r}'.format(1.5) }}{{ 'a,b'.split(',', 1)[::-1] }}",
+    b"{{ messages | selectattr('role', 'in', ['user']) | map(attribute='content') | join(', ') }}{{ [3, 1] | sort | batch(2, 0) | list }}{{ {'a': 1}.items() | list }}{{ messages | groupby('role') }}",
+    "{{ 'Stra\u00dfe'.upper().title() }}{{ '\u00e9\U0001f600'[1:] }}{{ ' a\u2003'.strip().center(9, '*') }}{{ '\\x41\\u00e9\\101' }}{% autoescape true %}{{ '<' | safe ~ '>' }}{% endautoescape %}".encode(),
+    b"{% generation %}{{ 1 < 2 <= 3 != 4 and not none in [1] or x is defined and 2 is divisibleby 2 }}{% endgeneration %}{{ 1 if x else 0x1f if 1_0 else 1e3 }}{{ strftime_now('%Y') }}{{ raise_exception('no') }}",
+]
+
 SEEDS = {
+    "template": TEMPLATES,
     "tokenizer": list(tokenizers()),
     "safetensors": [
         safetensors({"__metadata__": {"format": "pt"}, "a": entry("F32", [2, 1], 0, 8), "b": entry("BF16", [3], 8, 14)}, bytes(14)),

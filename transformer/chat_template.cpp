@@ -44,13 +44,15 @@ void add_variables(Dict& dict, const OrderedJson& variables) {
 // On one line; what a template says in raise_exception() may be anything.
 std::string one_line(std::string_view text) {
   std::string out;
-  for_code_points(text.substr(0, jinja::offset_of(text, 300)), [&](char32_t c) { append_code_point(out, jinja::is_printable(c) ? c : U' '); });
+  for_code_points(text.substr(0, jinja::offset_of(text, 300)),
+                  [&](char32_t c) { append_code_point(out, jinja::is_printable(c) ? c : U' '); });
   return out;
 }
 
 OrderedJson special_tokens(const Json& config) {
   OrderedJson out = OrderedJson::object();
-  for (const char* name : {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
+  for (const char* name :
+       {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
     const auto it = config.find(name);
     if (it == config.end()) continue;
     const Json* token = &*it;
@@ -106,9 +108,11 @@ ChatTemplate ChatTemplate::load(const std::string& model_dir) {
     source = template_in(read_json(where), where);
   }
   if (source.empty())
-    fail("{}: has no chat template, neither in tokenizer_config.json nor as chat_template.jinja; use a chat model, or give plain "
-         "text as the prompt",
-         model_dir);
+    fail(
+        "{}: has no chat template, neither in tokenizer_config.json nor as chat_template.jinja; use a chat model, or "
+        "give plain "
+        "text as the prompt",
+        model_dir);
   return parse(std::move(source), where, special_tokens(config));
 }
 
@@ -116,7 +120,8 @@ std::string ChatTemplate::strip(std::string source) {
   return jinja::replace(jinja::replace(source, "    ", "", ~size_t{0}), "\n", "", ~size_t{0});
 }
 
-std::string ChatTemplate::render(const OrderedJson& messages, bool add_generation_prompt, const OrderedJson& variables) const {
+std::string ChatTemplate::render(const OrderedJson& messages, bool add_generation_prompt,
+                                 const OrderedJson& variables) const {
   const jinja::Meter meter;
   std::optional<jinja::Interpreter> interpreter;
   try {

@@ -1,6 +1,6 @@
-// Chat templates: from a conversation to the text a model reads, by the Jinja template that comes with the model. Renders
-// as transformers' apply_chat_template does, byte for byte; a template can neither touch anything but its variables nor
-// run away (transformer/jinja_value.h has the limits).
+// Chat templates: from a conversation to the text a model reads, by the Jinja template that comes with the model.
+// Renders as transformers' apply_chat_template does, byte for byte; a template can neither touch anything but its
+// variables nor run away (transformer/jinja_value.h has the limits).
 #pragma once
 #include <memory>
 #include <string>
@@ -15,16 +15,16 @@ struct Syntax;
 
 class ChatTemplate {
  public:
-  // From a model's folder: `chat_template` of tokenizer_config.json (a string, or the one named "default" of a list), else
-  // chat_template.jinja or chat_template.json beside it. Its special tokens (bos_token, eos_token ...) are variables.
-  // Error that says where it was looked for, if there is none.
+  // From a model's folder: `chat_template` of tokenizer_config.json (a string, or the one named "default" of a list),
+  // else chat_template.jinja or chat_template.json beside it. Its special tokens (bos_token, eos_token ...) are
+  // variables. Error that says where it was looked for, if there is none.
   static ChatTemplate load(const std::string& model_dir);
 
   // `where` is named in errors; `variables` is an object whose values the template sees by their keys.
   static ChatTemplate parse(std::string source, const std::string& where, const OrderedJson& variables = {});
 
-  // What the official Text-to-LoRA code does to its own template files before it compiles them: drops runs of four spaces
-  // and all line breaks.
+  // What the official Text-to-LoRA code does to its own template files before it compiles them: drops runs of four
+  // spaces and all line breaks.
   static std::string strip(std::string source);
 
   // messages: an array of objects {"role", "content", ...}, whose keys keep their order. `variables` are further ones

@@ -1,9 +1,8 @@
-// Jinja's filters and tests. Those that Jinja makes generators of are lazy here too: what fails, fails when it is
+// Jinja's filters. Those that Jinja makes generators of are lazy here too: what fails, fails when it is
 // reached.
 #include <algorithm>
 #include <cmath>
 #include <set>
-#include <unordered_map>
 
 #include "tensor/file.h"
 #include "transformer/jinja_interpreter.h"
@@ -11,8 +10,6 @@
 
 namespace t2l::jinja {
 namespace {
-
-using Table = std::unordered_map<std::string_view, Builtin>;
 
 size_t size_of(const Value& v, const char* what) {
   const Integer n = to_int(v, what);
@@ -48,7 +45,8 @@ Getter getter(Interpreter& in, const Value& attribute, bool ignore_case = false,
 Getter sort_key(Interpreter& in, const Value& attribute, bool ignore_case) {
   std::vector<Getter> getters;
   if (attribute.is_string()) {
-    for (const View part : split(attribute.string(), ",", ~size_t{0})) getters.push_back(getter(in, Value(part), ignore_case));
+    for (const View part : split(attribute.string(), ",", ~size_t{0}))
+      getters.push_back(getter(in, Value(part), ignore_case));
   } else {
     getters.push_back(getter(in, attribute, ignore_case));
   }
@@ -62,8 +60,9 @@ Getter sort_key(Interpreter& in, const Value& attribute, bool ignore_case) {
 Value sorted(const Items& items, const Getter& key, bool reverse) {
   std::vector<std::pair<Value, Value>> keyed;
   for (const Value& v : items) keyed.emplace_back(key(v), v);
-  std::stable_sort(keyed.begin(), keyed.end(),
-                   [&](const auto& x, const auto& y) { return reverse ? less(y.first, x.first) : less(x.first, y.first); });
+  std::stable_sort(keyed.begin(), keyed.end(), [&](const auto& x, const auto& y) {
+    return reverse ? less(y.first, x.first) : less(x.first, y.first);
+  });
   Items out;
   for (auto& [k, v] : keyed) out.push_back(std::move(v));
   return Value::list(std::move(out));
@@ -127,22 +126,23 @@ Getter mapping(Interpreter& in, Arguments& a) {
 
 Value map(Interpreter& in, const Value& self, const Bound& a) {
   if (!self.truth()) return in.generate([](Value&) { return false; });
-  return in.generate([&in, cursor = std::optional<Cursor>(), self, arguments = a.all, function = Getter()](Value& v) mutable {
-    if (!function) {
-      function = mapping(in, arguments);
-      cursor.emplace(self);
-    }
-    if (!cursor->next(v)) return false;
-    v = function(v);
-    return true;
-  });
+  return in.generate(
+      [&in, cursor = std::optional<Cursor>(), self, arguments = a.all, function = Getter()](Value& v) mutable {
+        if (!function) {
+          function = mapping(in, arguments);
+          cursor.emplace(self);
+        }
+        if (!cursor->next(v)) return false;
+        v = function(v);
+        return true;
+      });
 }
 
 // select, reject, and by attribute
 Value select(Interpreter& in, const Value& self, const Bound& a, bool wanted, bool by_attribute) {
   if (!self.truth()) return in.generate([](Value&) { return false; });
-  return in.generate([&in, cursor = std::optional<Cursor>(), self, rest = a.all, wanted, by_attribute, attribute = Getter(),
-                      test = Value()](Value& v) mutable {
+  return in.generate([&in, cursor = std::optional<Cursor>(), self, rest = a.all, wanted, by_attribute,
+                      attribute = Getter(), test = Value()](Value& v) mutable {
     if (!cursor) {
       auto& positional = rest.positional;
       if (by_attribute && positional.empty()) fail("selectattr and rejectattr need the name of an attribute");
@@ -181,30 +181,31 @@ Value unique(Interpreter& in, const Value& self, const Bound& a) {
 
 Value batch(Interpreter& in, const Value& self, const Bound& a) {
   const size_t size = size_of(*a[0], "the size of a batch");
-  return in.generate([cursor = Cursor(self), size, fill = a.or_none(1), held = std::optional<Value>()](Value& v) mutable {
-    Items out;
-    if (held) out.push_back(*std::exchange(held, {}));
-    for (Value item; cursor.next(item);) {
-      if (out.size() == size && !(size == 0 && out.empty())) {
-        held = item;
+  return in.generate(
+      [cursor = Cursor(self), size, fill = a.or_none(1), held = std::optional<Value>()](Value& v) mutable {
+        Items out;
+        if (held) out.push_back(*std::exchange(held, {}));
+        for (Value item; cursor.next(item);) {
+          if (out.size() == size && !(size == 0 && out.empty())) {
+            held = item;
+            v = Value::list(std::move(out));
+            return true;
+          }
+          if (size == 0 && out.empty()) {
+            held = item;
+            v = Value::list({});
+            return true;
+          }
+          out.push_back(item);
+        }
+        if (out.empty()) return false;
+        if (!fill.is_none() && out.size() < size) {
+          Meter::bytes(product(size - out.size(), sizeof(Value)));
+          out.resize(size, fill);
+        }
         v = Value::list(std::move(out));
         return true;
-      }
-      if (size == 0 && out.empty()) {
-        held = item;
-        v = Value::list({});
-        return true;
-      }
-      out.push_back(item);
-    }
-    if (out.empty()) return false;
-    if (!fill.is_none() && out.size() < size) {
-      Meter::bytes(product(size - out.size(), sizeof(Value)));
-      out.resize(size, fill);
-    }
-    v = Value::list(std::move(out));
-    return true;
-  });
+      });
 }
 
 Value slice(Interpreter& in, const Value& self, const Bound& a) {
@@ -282,7 +283,9 @@ Value first(const Value& self) {
 Value indent(const Value& self, const Bound& a) {
   if (!self.is_string()) fail("indent needs a string, not '{}'", self.defined().type());
   const bool named = a[0] && a[0]->is_string();
-  const size_t width = named || !a[0] ? 4 : static_cast<size_t>(std::clamp(to_int(*a[0], "an indentation"), Integer{0}, Integer{1} << 40));
+  const size_t width =
+      named || !a[0] ? 4
+                     : static_cast<size_t>(std::clamp(to_int(*a[0], "an indentation"), Integer{0}, Integer{1} << 40));
   if (!named) Meter::bytes(width);
   const std::string indentation = named ? a[0]->string() : std::string(width, ' ');
   const bool first_too = a.truth(1), blank = a.truth(2);
@@ -300,7 +303,8 @@ Value indent(const Value& self, const Bound& a) {
 
 Value truncate(const Value& self, const Bound& a) {
   const auto n = length(self);
-  const size_t limit = a[0] ? size_of(*a[0], "a length") : 255, leeway = a[3] && !a[3]->is_none() ? size_of(*a[3], "the leeway") : 5;
+  const size_t limit = a[0] ? size_of(*a[0], "a length") : 255,
+               leeway = a[3] && !a[3]->is_none() ? size_of(*a[3], "the leeway") : 5;
   const std::string end = a[2] ? to_string(*a[2]) : "...";
   const size_t end_size = code_points(end);
   if (limit < end_size) fail("truncate to {} characters, fewer than the {} of its end", limit, end_size);
@@ -394,7 +398,9 @@ Value round_filter(const Value& self, const Bound& a) {
 Value file_size(const Value& self, const Bound& a) {
   static constexpr const char* units[] = {"k", "M", "G", "T", "P", "E", "Z", "Y"};
   const bool binary = a.truth(0);
-  const auto given = self.is_number() ? std::optional(self.real()) : self.is_string() ? parse_float(self.string()) : std::nullopt;
+  const auto given = self.is_number()   ? std::optional(self.real())
+                     : self.is_string() ? parse_float(self.string())
+                                        : std::nullopt;
   if (!given) fail("filesizeformat needs a number, not '{}'", self.defined().type());
   const double base = binary ? 1024 : 1000, bytes = *given;
   if (bytes == 1) return "1 Byte";
@@ -409,7 +415,8 @@ Value file_size(const Value& self, const Bound& a) {
 std::string url_quote(const Value& v, bool query) {
   std::string out;
   for (const char c : to_string(v)) {
-    const bool plain = (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z' && c > 0) || (c && std::string_view("_.-~").find(c) != View::npos);
+    const bool plain = (c >= '0' && c <= '9') || ((c | 32) >= 'a' && (c | 32) <= 'z' && c > 0) ||
+                       (c && std::string_view("_.-~").find(c) != View::npos);
     if (plain || (c == '/' && !query)) {
       out += c;
     } else if (c == ' ' && query) {
@@ -443,7 +450,8 @@ Value xml_attributes(const Value& self, const Bound& a) {
   std::string out;
   for (const auto& [key, value] : self.dict().entries()) {
     if (value.is_none() || value.is_undefined()) continue;
-    if (!key.is_string() || key.string().find_first_of(" \t\n\r\f\v/>=") != std::string::npos) fail("xmlattr: '{}' is no name", printable(to_string(key)));
+    if (!key.is_string() || key.string().find_first_of(" \t\n\r\f\v/>=") != std::string::npos)
+      fail("xmlattr: '{}' is no name", printable(to_string(key)));
     out += fmt::format("{}{}=\"{}\"", out.empty() ? "" : " ", escape(key.string()), escape(to_string(value)));
   }
   return (a.truth(0, true) && !out.empty() ? " " : "") + out;
@@ -487,101 +495,120 @@ Value format_filter(const Value& self, const Bound& a) {
 
 Value escaped(const Value& v) { return v.is_string() && v.text().safe ? v : Value(escape(to_string(v)), true); }
 
+Value attribute_filter(Interpreter& in, const Value& self, const Bound& a) {
+  self.defined();
+  const auto own = in.own_attribute(self, to_string(*a[0]));
+  return own ? *own : Value::undefined(fmt::format("there is no attribute '{}'", printable(to_string(*a[0]))));
+}
+
+Value default_filter(const Value& self, const Bound& a) {
+  if (!self.is_undefined() && !(a.truth(1) && !self.truth())) return self;
+  return a[0] ? *a[0] : Value("");
+}
+
+Value items_filter(Interpreter& in, const Value& self) {
+  if (self.is_undefined()) return Value::list({});
+  if (!self.is(Kind::Dict)) fail("items needs a mapping, not '{}'", self.type());
+  return in.generate([self, i = size_t{0}](Value& v) mutable {
+    if (i == self.dict().size()) return false;
+    const auto& [key, value] = self.dict().entries()[i++];
+    v = Value::tuple({key, value});
+    return true;
+  });
+}
+
+Value length_filter(const Value& self) {
+  const auto n = length(self);
+  if (!n) fail("object of type '{}' has no length", self.type());
+  return *n;
+}
+
+Value pretty_print(const Value& self) {
+  const std::string s = repr(self);
+  if (s.size() > 60 || (self.is(Kind::Dict) && self.dict().size() > 1)) fail("pprint is not supported; use tojson");
+  return s;
+}
+
+Value random_item(Interpreter& in, const Value& self) {
+  if (!self.is_string() && !self.is_sequence() && !self.is_undefined())
+    fail("random needs a sequence, not '{}'", self.defined().type());
+  const Items items = to_items(self);
+  return items.empty() ? Value::undefined("no random item: the sequence is empty")
+                       : items[(in.random() >> 8) % items.size()];
+}
+
+Value replace_filter(const Value& self, const Bound& a) {
+  const size_t limit =
+      a[2] && !a[2]->is_none() && to_int(*a[2], "a count") >= 0 ? size_of(*a[2], "a count") : ~size_t{0};
+  return replace(to_string(self), to_string(*a[0]), to_string(*a[1]), limit);
+}
+
+Value trim(const Value& self, const Bound& a) {
+  std::optional<View> set;
+  if (a[0] && !a[0]->is_none()) {
+    if (!a[0]->is_string()) fail("trim takes a string of characters");
+    set = a[0]->string();
+  }
+  return strip(self.is_string() ? self.string() : to_string(self), set);
+}
+
+[[noreturn]] Value unsupported(const char* name) { fail("the filter {} is not supported", name); }
+
 const Table& filters() {
   static const Table table = [] {
     Table t = {
-        {"abs", {"", BUILTIN { return absolute(self); }}},
-        {"attr", {"name", BUILTIN {
-           self.defined();
-           const auto own = in.own_attribute(self, to_string(*a[0]));
-           return own ? *own : Value::undefined(fmt::format("there is no attribute '{}'", printable(to_string(*a[0]))));
-         }}},
-        {"batch", {"linecount fill_with?", BUILTIN { return batch(in, self, a); }}},
-        {"capitalize", {"", BUILTIN { return capitalize(to_string(self)); }}},
-        {"center", {"width?", BUILTIN { return pad(to_string(self), a[0] ? size_of(*a[0], "a width") : 80, ' ', 1); }}},
-        {"default", {"default_value? boolean?", BUILTIN {
-           if (!self.is_undefined() && !(a.truth(1) && !self.truth())) return self;
-           return a[0] ? *a[0] : Value("");
-         }}},
-        {"dictsort", {"case_sensitive? by? reverse?", BUILTIN { return dict_sort(self, a); }}},
-        {"escape", {"", BUILTIN { return escaped(self); }}},
-        {"filesizeformat", {"binary?", BUILTIN { return file_size(self, a); }}},
-        {"first", {"", BUILTIN { return first(self); }}},
-        {"float", {"default?", BUILTIN { return to_float_filter(self, a); }}},
-        {"forceescape", {"", BUILTIN { return Value(escape(to_string(self)), true); }}},
-        {"format", {"*", BUILTIN { return format_filter(self, a); }}},
-        {"groupby", {"attribute default? case_sensitive?", BUILTIN { return group_by(in, self, a); }}},
-        {"indent", {"width? first? blank?", BUILTIN { return indent(self, a); }}},
-        {"int", {"default? base?", BUILTIN { return to_int_filter(self, a); }}},
-        {"items", {"", BUILTIN {
-           if (self.is_undefined()) return Value::list({});
-           if (!self.is(Kind::Dict)) fail("items needs a mapping, not '{}'", self.type());
-           return in.generate([self, i = size_t{0}](Value& v) mutable {
-             if (i == self.dict().size()) return false;
-             const auto& [key, value] = self.dict().entries()[i++];
-             v = Value::tuple({key, value});
-             return true;
-           });
-         }}},
-        {"join", {"d? attribute?", BUILTIN { return join(in, self, a); }}},
-        {"last", {"", BUILTIN { return last(self); }}},
-        {"length", {"", BUILTIN {
-           const auto n = length(self);
-           if (!n) fail("object of type '{}' has no length", self.type());
-           return *n;
-         }}},
-        {"list", {"", BUILTIN { return Value::list(to_items(self)); }}},
-        {"lower", {"", BUILTIN { return lower(to_string(self)); }}},
-        {"map", {"*", BUILTIN { return map(in, self, a); }}},
-        {"max", {"case_sensitive? attribute?", BUILTIN { return extreme(in, self, a, true); }}},
-        {"min", {"case_sensitive? attribute?", BUILTIN { return extreme(in, self, a, false); }}},
-        {"pprint", {"", BUILTIN {
-           const std::string s = repr(self);
-           if (s.size() > 60 || (self.is(Kind::Dict) && self.dict().size() > 1))
-             fail("pprint is not supported; use tojson");
-           return s;
-         }}},
-        {"random", {"", BUILTIN {
-           if (!self.is_string() && !self.is_sequence() && !self.is_undefined()) fail("random needs a sequence, not '{}'", self.defined().type());
-           const Items items = to_items(self);
-           return items.empty() ? Value::undefined("no random item: the sequence is empty") : items[(in.random() >> 8) % items.size()];
-         }}},
-        {"reject", {"*", BUILTIN { return select(in, self, a, false, false); }}},
-        {"rejectattr", {"*", BUILTIN { return select(in, self, a, false, true); }}},
-        {"replace", {"old new count?", BUILTIN {
-           const size_t limit = a[2] && !a[2]->is_none() && to_int(*a[2], "a count") >= 0 ? size_of(*a[2], "a count") : ~size_t{0};
-           return replace(to_string(self), to_string(*a[0]), to_string(*a[1]), limit);
-         }}},
-        {"reverse", {"", BUILTIN { return reverse(in, self); }}},
-        {"round", {"precision? method?", BUILTIN { return round_filter(self, a); }}},
-        {"safe", {"", BUILTIN { return Value(to_string(self), true); }}},
-        {"select", {"*", BUILTIN { return select(in, self, a, true, false); }}},
-        {"selectattr", {"*", BUILTIN { return select(in, self, a, true, true); }}},
-        {"slice", {"slices fill_with?", BUILTIN { return slice(in, self, a); }}},
-        {"sort", {"reverse? case_sensitive? attribute?", BUILTIN {
-           return sorted(to_items(self), sort_key(in, a.or_none(2), !a.truth(1)), a.truth(0));
-         }}},
-        {"string", {"", BUILTIN { return self.is_string() ? self : Value(to_string(self)); }}},
-        {"sum", {"attribute? start?", BUILTIN { return sum(in, self, a); }}},
-        {"title", {"", BUILTIN { return title_filter(self); }}},
-        {"tojson", {"ensure_ascii? indent? separators? sort_keys?", BUILTIN { return to_json_filter(self, a); }}},
-        {"trim", {"chars?", BUILTIN {
-           std::optional<View> set;
-           if (a[0] && !a[0]->is_none()) {
-             if (!a[0]->is_string()) fail("trim takes a string of characters");
-             set = a[0]->string();
-           }
-           return strip(self.is_string() ? self.string() : to_string(self), set);
-         }}},
-        {"truncate", {"length? killwords? end? leeway?", BUILTIN { return truncate(self, a); }}},
-        {"unique", {"case_sensitive? attribute?", BUILTIN { return unique(in, self, a); }}},
-        {"upper", {"", BUILTIN { return upper(to_string(self)); }}},
-        {"urlencode", {"", BUILTIN { return url_encode(self); }}},
-        {"wordcount", {"", BUILTIN { return word_count(self); }}},
-        {"xmlattr", {"autospace?", BUILTIN { return xml_attributes(self, a); }}},
-        {"striptags", {"*", BUILTIN { fail("the filter striptags is not supported"); }}},
-        {"urlize", {"*", BUILTIN { fail("the filter urlize is not supported"); }}},
-        {"wordwrap", {"*", BUILTIN { fail("the filter wordwrap is not supported"); }}},
+        BUILTIN("abs", "", absolute(self)),
+        BUILTIN("attr", "name", attribute_filter(in, self, a)),
+        BUILTIN("batch", "linecount fill_with?", batch(in, self, a)),
+        BUILTIN("capitalize", "", capitalize(to_string(self))),
+        BUILTIN("center", "width?", pad(to_string(self), a[0] ? size_of(*a[0], "a width") : 80, ' ', 1)),
+        BUILTIN("default", "default_value? boolean?", default_filter(self, a)),
+        BUILTIN("dictsort", "case_sensitive? by? reverse?", dict_sort(self, a)),
+        BUILTIN("escape", "", escaped(self)),
+        BUILTIN("filesizeformat", "binary?", file_size(self, a)),
+        BUILTIN("first", "", first(self)),
+        BUILTIN("float", "default?", to_float_filter(self, a)),
+        BUILTIN("forceescape", "", Value(escape(to_string(self)), true)),
+        BUILTIN("format", "*", format_filter(self, a)),
+        BUILTIN("groupby", "attribute default? case_sensitive?", group_by(in, self, a)),
+        BUILTIN("indent", "width? first? blank?", indent(self, a)),
+        BUILTIN("int", "default? base?", to_int_filter(self, a)),
+        BUILTIN("items", "", items_filter(in, self)),
+        BUILTIN("join", "d? attribute?", join(in, self, a)),
+        BUILTIN("last", "", last(self)),
+        BUILTIN("length", "", length_filter(self)),
+        BUILTIN("list", "", Value::list(to_items(self))),
+        BUILTIN("lower", "", lower(to_string(self))),
+        BUILTIN("map", "*", map(in, self, a)),
+        BUILTIN("max", "case_sensitive? attribute?", extreme(in, self, a, true)),
+        BUILTIN("min", "case_sensitive? attribute?", extreme(in, self, a, false)),
+        BUILTIN("pprint", "", pretty_print(self)),
+        BUILTIN("random", "", random_item(in, self)),
+        BUILTIN("reject", "*", select(in, self, a, false, false)),
+        BUILTIN("rejectattr", "*", select(in, self, a, false, true)),
+        BUILTIN("replace", "old new count?", replace_filter(self, a)),
+        BUILTIN("reverse", "", reverse(in, self)),
+        BUILTIN("round", "precision? method?", round_filter(self, a)),
+        BUILTIN("safe", "", Value(to_string(self), true)),
+        BUILTIN("select", "*", select(in, self, a, true, false)),
+        BUILTIN("selectattr", "*", select(in, self, a, true, true)),
+        BUILTIN("slice", "slices fill_with?", slice(in, self, a)),
+        BUILTIN("sort", "reverse? case_sensitive? attribute?",
+                sorted(to_items(self), sort_key(in, a.or_none(2), !a.truth(1)), a.truth(0))),
+        BUILTIN("string", "", self.is_string() ? self : Value(to_string(self))),
+        BUILTIN("sum", "attribute? start?", sum(in, self, a)),
+        BUILTIN("title", "", title_filter(self)),
+        BUILTIN("tojson", "ensure_ascii? indent? separators? sort_keys?", to_json_filter(self, a)),
+        BUILTIN("trim", "chars?", trim(self, a)),
+        BUILTIN("truncate", "length? killwords? end? leeway?", truncate(self, a)),
+        BUILTIN("unique", "case_sensitive? attribute?", unique(in, self, a)),
+        BUILTIN("upper", "", upper(to_string(self))),
+        BUILTIN("urlencode", "", url_encode(self)),
+        BUILTIN("wordcount", "", word_count(self)),
+        BUILTIN("xmlattr", "autospace?", xml_attributes(self, a)),
+        BUILTIN("striptags", "*", unsupported("striptags")),
+        BUILTIN("urlize", "*", unsupported("urlize")),
+        BUILTIN("wordwrap", "*", unsupported("wordwrap")),
     };
     t["count"] = t["length"];
     t["d"] = t["default"];
@@ -591,70 +618,11 @@ const Table& filters() {
   return table;
 }
 
-// ---- tests ----------------------------------------------------------------------------------------------------------
-
-Value remainder_is(const Value& self, const Value& divisor, int expected) {
-  return equal(apply(Operator::Mod, self, divisor), Value(expected));
-}
-
-bool is_same(const Value& x, const Value& y) {
-  if (x.kind() != y.kind()) return false;
-  return x.identity() ? x.identity() == y.identity() : equal(x, y);
-}
-
-const Table& tests() {
-  static const Table table = [] {
-    Table t = {
-        {"odd", {"", BUILTIN { return remainder_is(self, 2, 1); }}},
-        {"even", {"", BUILTIN { return remainder_is(self, 2, 0); }}},
-        {"divisibleby", {"num", BUILTIN { return remainder_is(self, *a[0], 0); }}},
-        {"defined", {"", BUILTIN { return !self.is_undefined(); }}},
-        {"undefined", {"", BUILTIN { return self.is_undefined(); }}},
-        {"filter", {"", BUILTIN { return compare_keys(self, self) == 0 && self.is_string() && find_filter(self.string()); }}},
-        {"test", {"", BUILTIN { return compare_keys(self, self) == 0 && self.is_string() && find_test(self.string()); }}},
-        {"none", {"", BUILTIN { return self.is_none(); }}},
-        {"boolean", {"", BUILTIN { return self.is(Kind::Bool); }}},
-        {"false", {"", BUILTIN { return self.is(Kind::Bool) && !self.truth(); }}},
-        {"true", {"", BUILTIN { return self.is(Kind::Bool) && self.truth(); }}},
-        {"integer", {"", BUILTIN { return self.is(Kind::Int); }}},
-        {"float", {"", BUILTIN { return self.is(Kind::Float); }}},
-        {"lower", {"", BUILTIN { return is_lower(to_string(self)); }}},
-        {"upper", {"", BUILTIN { return is_upper(to_string(self)); }}},
-        {"string", {"", BUILTIN { return self.is_string(); }}},
-        {"mapping", {"", BUILTIN { return self.is(Kind::Dict); }}},
-        {"number", {"", BUILTIN { return self.is_number(); }}},
-        {"sequence", {"", BUILTIN {
-           return self.is(Kind::Object) ? self.object()->indexable() : length(self).has_value();
-         }}},
-        {"iterable", {"", BUILTIN {
-           return self.is(Kind::Object) ? self.object()->iterable() : length(self).has_value();
-         }}},
-        {"callable", {"", BUILTIN { return self.is_undefined() || (self.is(Kind::Object) && self.object()->callable()); }}},
-        {"sameas", {"other", BUILTIN { return is_same(self, *a[0]); }}},
-        {"escaped", {"", BUILTIN { return self.is_string() && self.text().safe; }}},
-        {"in", {"seq", BUILTIN { return contains(*a[0], self); }}},
-        {"eq", {"-other", BUILTIN { return equal(self, *a[0]); }}},
-        {"ne", {"-other", BUILTIN { return !equal(self, *a[0]); }}},
-        {"gt", {"-other", BUILTIN { return less(*a[0], self, ">"); }}},
-        {"ge", {"-other", BUILTIN { return less(*a[0], self, ">=") || equal(self, *a[0]); }}},
-        {"lt", {"-other", BUILTIN { return less(self, *a[0], "<"); }}},
-        {"le", {"-other", BUILTIN { return less(self, *a[0], "<=") || equal(self, *a[0]); }}},
-    };
-    for (const auto& [name, other] : {std::pair("equalto", "eq"), {"==", "eq"}, {"!=", "ne"}, {">", "gt"}, {"greaterthan", "gt"}, {">=", "ge"}, {"<", "lt"}, {"lessthan", "lt"}, {"<=", "le"}})
-      t[name] = t[other];
-    return t;
-  }();
-  return table;
-}
-
-const Builtin* look_up(const Table& table, std::string_view name) {
-  const auto it = table.find(name);
-  return it == table.end() ? nullptr : &it->second;
-}
-
 }  // namespace
 
-const Builtin* find_filter(std::string_view name) { return look_up(filters(), name); }
-const Builtin* find_test(std::string_view name) { return look_up(tests(), name); }
+const Builtin* find_filter(std::string_view name) {
+  const auto it = filters().find(name);
+  return it == filters().end() ? nullptr : &it->second;
+}
 
 }  // namespace t2l::jinja

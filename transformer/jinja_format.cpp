@@ -14,7 +14,7 @@ constexpr size_t max_width = max_value_bytes, max_precision = 1000;
 // "[[fill]align][sign][#][0][width][,][.precision][type]"
 struct Specification {
   char32_t fill = ' ';
-  char align = 0;   // < > ^ =, or none
+  char align = 0;  // < > ^ =, or none
   char sign = '-';
   bool alternate = false;
   char grouping = 0;
@@ -51,7 +51,8 @@ std::string digits_of(double x, char type, size_t precision, bool alternate) {
   if (!std::isfinite(x)) {
     out = std::isnan(x) ? "nan" : "inf";
   } else {
-    const std::string format = fmt::format("{{:{}.{}{}}}", alternate ? "#" : "", precision, static_cast<char>(type == '%' ? 'f' : type | 32));
+    const std::string format =
+        fmt::format("{{:{}.{}{}}}", alternate ? "#" : "", precision, static_cast<char>(type == '%' ? 'f' : type | 32));
     out = fmt::format(fmt::runtime(format), type == '%' ? magnitude * 100 : magnitude);
   }
   if (upper_case) out = upper(out);
@@ -107,7 +108,9 @@ std::string format_float(double x, const Specification& s) {
 Specification parse_specification(std::string_view text) {
   Specification s;
   size_t at = 0;
-  const auto is_align = [&](size_t i) { return i < text.size() && std::string_view("<>^=").find(text[i]) != View::npos; };
+  const auto is_align = [&](size_t i) {
+    return i < text.size() && std::string_view("<>^=").find(text[i]) != View::npos;
+  };
   size_t second = 0;
   const char32_t first = text.empty() ? ' ' : next_code_point(text, second);
   if (second && is_align(second)) {
@@ -238,14 +241,16 @@ std::string format_percent(const std::string& format, const Value& arguments) {
       const std::string text = c == 's' ? to_string(v) : repr(v);
       out += lay_out("", s.precision ? text.substr(0, offset_of(text, *s.precision)) : text, s, '>');
     } else if (c == 'c') {
-      if (v.is_string() ? *length(v) != 1 : !v.is_integer() || v.integer() < 0 || v.integer() > 0x10FFFF || (v.integer() >> 11) == 0x1B)
+      if (v.is_string() ? *length(v) != 1
+                        : !v.is_integer() || v.integer() < 0 || v.integer() > 0x10FFFF || (v.integer() >> 11) == 0x1B)
         fail("%c requires a character");
       std::string text = v.is_string() ? v.string() : "";
       if (!v.is_string()) append_code_point(text, static_cast<char32_t>(v.integer()));
       out += lay_out("", text, s, '>');
     } else {
       const bool integral = std::string_view("diuoxX").find(c) != View::npos;
-      if (!integral && std::string_view("eEfFgG").find(c) == View::npos) fail("unsupported format character '{}'", printable({&c, 1}));
+      if (!integral && std::string_view("eEfFgG").find(c) == View::npos)
+        fail("unsupported format character '{}'", printable({&c, 1}));
       if (!v.is_number() || ((c == 'o' || c == 'x' || c == 'X') && !v.is_integer()))
         fail("%{} needs a number, not '{}'", c, v.defined().type());
       if (zero && !left) s.fill = '0', s.align = '=';
@@ -255,7 +260,8 @@ std::string format_percent(const std::string& format, const Value& arguments) {
         std::string digits = digits_of(n, c == 'o' ? 8 : c == 'x' || c == 'X' ? 16 : 10);
         if (c == 'X') digits = upper(digits);
         digits.insert(0, *s.precision > digits.size() ? *s.precision - digits.size() : 0, '0');
-        out += lay_out(sign_of(n < 0, s.sign) + (s.alternate && s.type != 'd' ? std::string("0") + c : ""), digits, s, '>');
+        out += lay_out(sign_of(n < 0, s.sign) + (s.alternate && s.type != 'd' ? std::string("0") + c : ""), digits, s,
+                       '>');
       } else if (integral) {
         out += format_integer(v.is_integer() ? v.integer() : truncated(v.real()), s);
       } else {
@@ -319,7 +325,8 @@ class JsonWriter {
     std::vector<const Dict::Entry*> entries;
     for (const auto& e : dict.entries()) entries.push_back(&e);
     if (style_.sort)
-      std::stable_sort(entries.begin(), entries.end(), [](const auto* x, const auto* y) { return less(x->first, y->first); });
+      std::stable_sort(entries.begin(), entries.end(),
+                       [](const auto* x, const auto* y) { return less(x->first, y->first); });
     add("{");
     bool first = true;
     for (const auto* e : entries) {
@@ -353,7 +360,8 @@ class JsonWriter {
         quoted += letter[k];
       } else if (c < 0x20 || (style_.ascii && c >= 0x80)) {
         const auto n = static_cast<uint32_t>(c);
-        quoted += n < 0x10000 ? fmt::format("\\u{:04x}", n) : fmt::format("\\u{:04x}\\u{:04x}", 0xD7C0 + (n >> 10), 0xDC00 + (n & 0x3FF));
+        quoted += n < 0x10000 ? fmt::format("\\u{:04x}", n)
+                              : fmt::format("\\u{:04x}\\u{:04x}", 0xD7C0 + (n >> 10), 0xDC00 + (n & 0x3FF));
       } else {
         append_code_point(quoted, c);
       }

@@ -24,7 +24,9 @@ void Scope::set(int symbol, Value value) {
 class Interpreter::Inner {
  public:
   explicit Inner(Interpreter& in) : Inner(in, in.scope_) {}
-  Inner(Interpreter& in, Scope* parent) : in_(in), outer_(in.scope_), own_(new Scope{parent}) { in.scope_ = own_.get(); }
+  Inner(Interpreter& in, Scope* parent) : in_(in), outer_(in.scope_), own_(new Scope{parent}) {
+    in.scope_ = own_.get();
+  }
   ~Inner() {
     in_.scope_ = outer_;
     if (own_->kept) in_.kept_scopes_.push_back(std::move(own_));
@@ -167,16 +169,20 @@ std::optional<Value> Loop::attribute(const std::string& name) {
 
 Interpreter::Flow Interpreter::exec_loop(const Node& n, const Value& iterable, int depth) {
   std::optional<Loop> local;
-  Loop& loop = n.uses_loop || n.flag ? *make<Loop>(*this, n, iterable, depth, scope_) : local.emplace(*this, n, iterable, depth, scope_);
+  Loop& loop = n.uses_loop || n.flag ? *make<Loop>(*this, n, iterable, depth, scope_)
+                                     : local.emplace(*this, n, iterable, depth, scope_);
   if (n.flag) keep(scope_);
   Inner inner(*this);
-  for (bool first = true; loop.advance(); first = false) {
-    if (!first) inner.clear();
+  bool completed = false;  // as in Jinja: what `break` or `continue` cut short does not keep `else` away
+  while (loop.advance()) {
+    if (loop.index > 1) inner.clear();
     if (n.uses_loop || n.flag) scope_->set(loop_symbol_, Value(&loop));
     assign(*n.children[0], loop.current);
-    if (exec(*n.children[3]) == Flow::Break) return Flow::Normal;
+    const Flow flow = exec(*n.children[3]);
+    completed |= flow == Flow::Normal;
+    if (flow == Flow::Break) break;
   }
-  if (loop.index > 0 || !n.children[4]) return Flow::Normal;
+  if (completed || !n.children[4]) return Flow::Normal;
   inner.clear();
   return exec(*n.children[4]);
 }
@@ -215,7 +221,8 @@ Value Interpreter::call_macro(Macro& macro, Arguments& a) {
   const size_t count = n.parameters.size(), first_default = count - (n.children.size() - 1);
   std::vector<std::optional<Value>> given(count);
   for (size_t i = 0; i < count; ++i)
-    given[i] = i < a.positional.size() ? a.positional[i] : take_named(syntax_.symbols[static_cast<size_t>(n.parameters[i])]);
+    given[i] =
+        i < a.positional.size() ? a.positional[i] : take_named(syntax_.symbols[static_cast<size_t>(n.parameters[i])]);
   if (n.uses_caller) {
     std::optional<Value> caller = take_named("caller");
     scope_->set(caller_symbol_, caller && !caller->is_none() ? *caller : Value::undefined("there is no caller here"));
@@ -235,9 +242,10 @@ Value Interpreter::call_macro(Macro& macro, Arguments& a) {
   }
   for (size_t i = 0; i < count; ++i) {  // in order: a default may use the parameters before it
     const auto& name = syntax_.symbols[static_cast<size_t>(n.parameters[i])];
-    scope_->set(n.parameters[i], given[i]            ? *given[i]
-                                 : i < first_default ? Value::undefined(fmt::format("the parameter '{}' was not given", name))
-                                                     : eval(*n.children[1 + i - first_default]));
+    scope_->set(n.parameters[i], given[i] ? *given[i]
+                                 : i < first_default
+                                     ? Value::undefined(fmt::format("the parameter '{}' was not given", name))
+                                     : eval(*n.children[1 + i - first_default]));
   }
   Flow flow;
   return capture(*n.children[0], flow);
@@ -562,12 +570,12 @@ Arguments Interpreter::eval_arguments(const Node& n) {
     const Value more = eval(*n.children.back());
     if (!more.is(Kind::Dict)) fail("the argument behind ** must be a mapping, not '{}'", more.type());
     if (more.dict().size() > 1000) fail("a call with more than 1000 named arguments");
-    for (const auto& [key, value] : more.dict().entries()) {
-      if (!key.is_string()) fail("keywords must be strings");
-      const auto same = [&](const auto& x) { return x.first == key.string(); };
-      if (std::any_of(a.named.begin(), a.named.end(), same))
-        fail("the argument '{}' is given twice", printable(key.string()));
-      a.named.emplace_back(key.string(), value);
+    for (const Dict::Entry& entry : more.dict().entries()) {
+      if (!entry.first.is_string()) fail("keywords must be strings");
+      const std::string& name = entry.first.string();
+      if (std::any_of(a.named.begin(), a.named.end(), [&](const auto& x) { return x.first == name; }))
+        fail("the argument '{}' is given twice", printable(name));
+      a.named.emplace_back(name, entry.second);
     }
   }
   return a;

@@ -2,6 +2,7 @@
 // Internal to transformer/jinja_*.cpp and chat_template.cpp.
 #pragma once
 #include <array>
+#include <unordered_map>
 
 #include "transformer/jinja_syntax.h"
 
@@ -24,9 +25,16 @@ struct Builtin {
   const char* parameters;
   Value (*run)(Interpreter& in, const Value& self, const Bound& arguments);
 };
-// The head of such a function, in a table of them.
-#define BUILTIN \
-  []([[maybe_unused]] Interpreter & in, [[maybe_unused]] const Value& self, [[maybe_unused]] const Bound& a) -> Value
+using Table = std::unordered_map<std::string_view, Builtin>;
+// An entry in a table of them, whose value is the expression at the end.
+#define BUILTIN(name, parameters, ...)                                             \
+  {                                                                                \
+    name, {                                                                        \
+      parameters,                                                                  \
+          []([[maybe_unused]] Interpreter& in, [[maybe_unused]] const Value& self, \
+             [[maybe_unused]] const Bound& a) -> Value { return __VA_ARGS__; }     \
+    }                                                                              \
+  }
 
 Bound bind(const char* function, const char* parameters, Arguments& arguments);
 
@@ -35,7 +43,7 @@ const Builtin* find_test(std::string_view name);
 const Builtin* find_method(const Value& self, std::string_view name);
 bool is_forbidden_method(const Value& self, std::string_view name);  // it would change self
 Value make_namespace(Interpreter& in, const Dict& values);
-Value find_global(Interpreter& in, const std::string& name);         // undefined if there is none
+Value find_global(Interpreter& in, const std::string& name);  // undefined if there is none
 
 struct Function : Object {
   Function(std::string name_, std::function<Value(Arguments&)> f) : name(std::move(name_)), run(std::move(f)) {}
@@ -151,7 +159,9 @@ struct Macro : Object {
   Macro(Interpreter& in_, const Node& n, std::string name_, Scope* s, bool escapes)
       : in(in_), node(n), name(std::move(name_)), scope(s), autoescape(escapes) {}
   const char* type() const override { return "Macro"; }
-  std::string repr() const override { return "<Macro " + (name.empty() ? "anonymous" : jinja::repr(Value(name))) + ">"; }
+  std::string repr() const override {
+    return "<Macro " + (name.empty() ? "anonymous" : jinja::repr(Value(name))) + ">";
+  }
   bool callable() const override { return true; }
   Value call(Arguments& a) override { return in.call_macro(*this, a); }
   std::optional<Value> attribute(const std::string& attribute) override;

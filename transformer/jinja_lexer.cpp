@@ -90,7 +90,8 @@ class Lexer {
 
   void read_text() {
     size_t tag = at_;
-    while ((tag = source_.find('{', tag)) != std::string::npos && !is_one_of(tag + 1 < source_.size() ? source_[tag + 1] : ' ', "{%#"))
+    while ((tag = source_.find('{', tag)) != std::string::npos &&
+           !is_one_of(tag + 1 < source_.size() ? source_[tag + 1] : ' ', "{%#"))
       ++tag;
     if (tag == std::string::npos) {
       add(Token::Data, std::string(rest()));
@@ -161,7 +162,8 @@ class Lexer {
     std::string open;  // the brackets to be closed
     for (;;) {
       if (at_ == source_.size()) return;
-      if (open.empty() && take_end(block ? "%}" : "}}", block)) return add(block ? Token::BlockEnd : Token::VariableEnd);
+      if (open.empty() && take_end(block ? "%}" : "}}", block))
+        return add(block ? Token::BlockEnd : Token::VariableEnd);
       const size_t n = spaces(at_);
       if (n) {
         advance(n);
@@ -224,7 +226,8 @@ class Lexer {
       if (!is_identifier_part(next_code_point(source_, next))) break;
     if (end == at_) return false;
     size_t first = at_;
-    if (!is_identifier_start(next_code_point(source_, first))) wrong("a name begins with a character that none may begin with");
+    if (!is_identifier_start(next_code_point(source_, first)))
+      wrong("a name begins with a character that none may begin with");
     add(Token::Name, source_.substr(at_, end - at_));
     advance(end - at_);
     return true;
@@ -258,7 +261,8 @@ class Lexer {
         ++i;
       } else if (c >= '0' && c <= '7') {
         char32_t value = 0;
-        for (int n = 0; n < 3 && i < s.size() && s[i] >= '0' && s[i] <= '7'; ++n) value = value * 8 + static_cast<char32_t>(s[i++] - '0');
+        for (int n = 0; n < 3 && i < s.size() && s[i] >= '0' && s[i] <= '7'; ++n)
+          value = value * 8 + static_cast<char32_t>(s[i++] - '0');
         append_code_point(out, value);
       } else if (c == 'x' || c == 'u' || c == 'U') {
         const size_t n = c == 'x' ? 2 : c == 'u' ? 4 : 8;
@@ -276,7 +280,9 @@ class Lexer {
         out += '\\';
         if (static_cast<uint8_t>(c) >= 0x80) {  // Jinja has escaped what is not ASCII before, and so spoils it
           const auto point = static_cast<uint32_t>(next_code_point(s, i));
-          out += point < 0x100 ? fmt::format("x{:02x}", point) : point < 0x10000 ? fmt::format("u{:04x}", point) : fmt::format("U{:08x}", point);
+          out += point < 0x100     ? fmt::format("x{:02x}", point)
+                 : point < 0x10000 ? fmt::format("u{:04x}", point)
+                                   : fmt::format("U{:08x}", point);
         }
       }
     }

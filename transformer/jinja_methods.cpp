@@ -1,9 +1,5 @@
-// The methods of str, list, tuple and dict that do not change them, and Jinja's global functions.
-#include <sys/time.h>
-
+// The methods of str, list, tuple and dict, those that would change them apart.
 #include <algorithm>
-#include <ctime>
-#include <unordered_map>
 
 #include "tensor/file.h"
 #include "transformer/jinja_interpreter.h"
@@ -11,8 +7,6 @@
 
 namespace t2l::jinja {
 namespace {
-
-using Table = std::unordered_map<std::string_view, Builtin>;
 
 const std::string& text_of(const Value& v, const char* what) {
   if (!v.is_string()) fail("{} must be a string, not '{}'", what, v.defined().type());
@@ -169,7 +163,8 @@ Value field_value(Interpreter& in, const std::string& field, const Bound& a, siz
     if (i >= a.all.positional.size()) fail("the format needs more arguments");
     v = a.all.positional[i];
   } else {
-    const auto it = std::find_if(a.all.named.begin(), a.all.named.end(), [&](const auto& x) { return x.first == first; });
+    const auto it =
+        std::find_if(a.all.named.begin(), a.all.named.end(), [&](const auto& x) { return x.first == first; });
     if (it == a.all.named.end()) fail("the format needs the argument '{}'", printable(first));
     v = it->second;
   }
@@ -183,7 +178,8 @@ Value field_value(Interpreter& in, const std::string& field, const Bound& a, siz
     Value next = !bracket ? in.attribute(v, Value(name)) : in.item(v, number ? Value(std::stol(name)) : Value(name));
     v = std::move(next);
     i = stop + bracket;
-    if (bracket && i < field.size() && field[i] != '.' && field[i] != '[') fail("a format's ']' must be followed by '.' or '['");
+    if (bracket && i < field.size() && field[i] != '.' && field[i] != '[')
+      fail("a format's ']' must be followed by '.' or '['");
   }
   return v;
 }
@@ -230,56 +226,60 @@ std::string format_fields(Interpreter& in, const std::string& format, const Boun
   return out;
 }
 
+Value count_in(const Value& self, const Bound& a) {
+  const auto range = range_of(self, a);
+  return range ? count(range->second, text_of(*a[0], "what is counted")) : size_t{0};
+}
+
+Value format_method(Interpreter& in, const Value& self, const Bound& a) {
+  size_t automatic = 0;
+  return format_fields(in, self.string(), a, automatic, 0);
+}
+
 const Table& string_methods() {
   static const Table table = {
-      {"capitalize", {"", BUILTIN { return capitalize(self.string()); }}},
-      {"casefold", {"", BUILTIN { return fold(self.string()); }}},
-      {"center", {"-width -fill?", BUILTIN { return padded(self, a, 1); }}},
-      {"count", {"-sub -start? -end?", BUILTIN {
-         const auto range = range_of(self, a);
-         return range ? count(range->second, text_of(*a[0], "what is counted")) : size_t{0};
-       }}},
-      {"endswith", {"-suffix -start? -end?", BUILTIN { return begins_or_ends(self, a, true); }}},
-      {"expandtabs", {"tabsize?", BUILTIN { return expand_tabs(self, a); }}},
-      {"find", {"-sub -start? -end?", BUILTIN { return find_in(self, a, false); }}},
-      {"format", {"*", BUILTIN {
-         size_t automatic = 0;
-         return format_fields(in, self.string(), a, automatic, 0);
-       }}},
-      {"index", {"-sub -start? -end?", BUILTIN { return index_in(self, a, false); }}},
-      {"isalnum", {"", BUILTIN { return all_are(self, is_alnum); }}},
-      {"isalpha", {"", BUILTIN { return all_are(self, is_alpha); }}},
-      {"isascii", {"", BUILTIN { return self.text().ascii; }}},
-      {"isdecimal", {"", BUILTIN { return all_are(self, is_decimal); }}},
-      {"isdigit", {"", BUILTIN { return all_are(self, is_digit); }}},
-      {"islower", {"", BUILTIN { return is_lower(self.string()); }}},
-      {"isnumeric", {"", BUILTIN { return all_are(self, is_numeric_value); }}},
-      {"isprintable", {"", BUILTIN { return self.string().empty() || all_are(self, is_printable).truth(); }}},
-      {"isspace", {"", BUILTIN { return all_are(self, is_python_space); }}},
-      {"istitle", {"", BUILTIN { return is_title(self.string()); }}},
-      {"isupper", {"", BUILTIN { return is_upper(self.string()); }}},
-      {"join", {"-iterable", BUILTIN { return join_method(self, a); }}},
-      {"ljust", {"-width -fill?", BUILTIN { return padded(self, a, 0); }}},
-      {"lower", {"", BUILTIN { return lower(self.string()); }}},
-      {"lstrip", {"-chars?", BUILTIN { return strip_method(self, a, true, false); }}},
-      {"partition", {"-sep", BUILTIN { return partition(self, a, false); }}},
-      {"removeprefix", {"-prefix", BUILTIN { return remove_affix(self, a, false); }}},
-      {"removesuffix", {"-suffix", BUILTIN { return remove_affix(self, a, true); }}},
-      {"replace", {"-old -new -count?", BUILTIN { return replace_method(self, a); }}},
-      {"rfind", {"-sub -start? -end?", BUILTIN { return find_in(self, a, true); }}},
-      {"rindex", {"-sub -start? -end?", BUILTIN { return index_in(self, a, true); }}},
-      {"rjust", {"-width -fill?", BUILTIN { return padded(self, a, 2); }}},
-      {"rpartition", {"-sep", BUILTIN { return partition(self, a, true); }}},
-      {"rsplit", {"sep? maxsplit?", BUILTIN { return split_method(self, a, true); }}},
-      {"rstrip", {"-chars?", BUILTIN { return strip_method(self, a, false, true); }}},
-      {"split", {"sep? maxsplit?", BUILTIN { return split_method(self, a, false); }}},
-      {"splitlines", {"keepends?", BUILTIN { return views(split_lines(self.string(), a.truth(0))); }}},
-      {"startswith", {"-prefix -start? -end?", BUILTIN { return begins_or_ends(self, a, false); }}},
-      {"strip", {"-chars?", BUILTIN { return strip_method(self, a, true, true); }}},
-      {"swapcase", {"", BUILTIN { return swap_case(self.string()); }}},
-      {"title", {"", BUILTIN { return title(self.string()); }}},
-      {"upper", {"", BUILTIN { return upper(self.string()); }}},
-      {"zfill", {"-width", BUILTIN { return zfill(self, a); }}},
+      BUILTIN("capitalize", "", capitalize(self.string())),
+      BUILTIN("casefold", "", fold(self.string())),
+      BUILTIN("center", "-width -fill?", padded(self, a, 1)),
+      BUILTIN("count", "-sub -start? -end?", count_in(self, a)),
+      BUILTIN("endswith", "-suffix -start? -end?", begins_or_ends(self, a, true)),
+      BUILTIN("expandtabs", "tabsize?", expand_tabs(self, a)),
+      BUILTIN("find", "-sub -start? -end?", find_in(self, a, false)),
+      BUILTIN("format", "*", format_method(in, self, a)),
+      BUILTIN("index", "-sub -start? -end?", index_in(self, a, false)),
+      BUILTIN("isalnum", "", all_are(self, is_alnum)),
+      BUILTIN("isalpha", "", all_are(self, is_alpha)),
+      BUILTIN("isascii", "", self.text().ascii),
+      BUILTIN("isdecimal", "", all_are(self, is_decimal)),
+      BUILTIN("isdigit", "", all_are(self, is_digit)),
+      BUILTIN("islower", "", is_lower(self.string())),
+      BUILTIN("isnumeric", "", all_are(self, is_numeric_value)),
+      BUILTIN("isprintable", "", self.string().empty() || all_are(self, is_printable).truth()),
+      BUILTIN("isspace", "", all_are(self, is_python_space)),
+      BUILTIN("istitle", "", is_title(self.string())),
+      BUILTIN("isupper", "", is_upper(self.string())),
+      BUILTIN("join", "-iterable", join_method(self, a)),
+      BUILTIN("ljust", "-width -fill?", padded(self, a, 0)),
+      BUILTIN("lower", "", lower(self.string())),
+      BUILTIN("lstrip", "-chars?", strip_method(self, a, true, false)),
+      BUILTIN("partition", "-sep", partition(self, a, false)),
+      BUILTIN("removeprefix", "-prefix", remove_affix(self, a, false)),
+      BUILTIN("removesuffix", "-suffix", remove_affix(self, a, true)),
+      BUILTIN("replace", "-old -new -count?", replace_method(self, a)),
+      BUILTIN("rfind", "-sub -start? -end?", find_in(self, a, true)),
+      BUILTIN("rindex", "-sub -start? -end?", index_in(self, a, true)),
+      BUILTIN("rjust", "-width -fill?", padded(self, a, 2)),
+      BUILTIN("rpartition", "-sep", partition(self, a, true)),
+      BUILTIN("rsplit", "sep? maxsplit?", split_method(self, a, true)),
+      BUILTIN("rstrip", "-chars?", strip_method(self, a, false, true)),
+      BUILTIN("split", "sep? maxsplit?", split_method(self, a, false)),
+      BUILTIN("splitlines", "keepends?", views(split_lines(self.string(), a.truth(0)))),
+      BUILTIN("startswith", "-prefix -start? -end?", begins_or_ends(self, a, false)),
+      BUILTIN("strip", "-chars?", strip_method(self, a, true, true)),
+      BUILTIN("swapcase", "", swap_case(self.string())),
+      BUILTIN("title", "", title(self.string())),
+      BUILTIN("upper", "", upper(self.string())),
+      BUILTIN("zfill", "-width", zfill(self, a)),
   };
   return table;
 }
@@ -288,17 +288,21 @@ const Table& string_methods() {
 
 bool same(const Value& a, const Value& b) { return (a.identity() && a.identity() == b.identity()) || equal(a, b); }
 
+Value count_items(const Value& self, const Bound& a) {
+  return std::count_if(self.items().begin(), self.items().end(), [&](const Value& v) { return same(v, *a[0]); });
+}
+
+Value index_of_item(const Value& self, const Bound& a) {
+  const Slice s = clip_slice(a.or_none(1), a.or_none(2), Value(None{}), self.items().size());
+  for (size_t i = 0; i < s.count; ++i)
+    if (same(self.items()[static_cast<size_t>(s.start) + i], *a[0])) return static_cast<size_t>(s.start) + i;
+  fail("the value is not in the list");
+}
+
 const Table& sequence_methods() {
   static const Table table = {
-      {"count", {"-value", BUILTIN {
-         return std::count_if(self.items().begin(), self.items().end(), [&](const Value& v) { return same(v, *a[0]); });
-       }}},
-      {"index", {"-value -start? -stop?", BUILTIN {
-         const Slice s = clip_slice(a.or_none(1), a.or_none(2), Value(None{}), self.items().size());
-         for (size_t i = 0; i < s.count; ++i)
-           if (same(self.items()[static_cast<size_t>(s.start) + i], *a[0])) return static_cast<size_t>(s.start) + i;
-         fail("the value is not in the list");
-       }}},
+      BUILTIN("count", "-value", count_items(self, a)),
+      BUILTIN("index", "-value -start? -stop?", index_of_item(self, a)),
   };
   return table;
 }
@@ -307,7 +311,9 @@ const Table& sequence_methods() {
 struct DictView : Object {
   enum What { Keys, Values, Items };
   DictView(const Value& d, What w) : dict(d), what(w) {}
-  const char* type() const override { return what == Keys ? "dict_keys" : what == Values ? "dict_values" : "dict_items"; }
+  const char* type() const override {
+    return what == Keys ? "dict_keys" : what == Values ? "dict_values" : "dict_items";
+  }
   std::string repr() const override {
     jinja::Items all;
     Value v;
@@ -329,16 +335,18 @@ struct DictView : Object {
   What what;
 };
 
+Value get(const Value& self, const Bound& a) {
+  const Value* v = self.dict().find(*a[0]);
+  return v ? *v : a.or_none(1);
+}
+
 const Table& dict_methods() {
   static const Table table = {
-      {"copy", {"", BUILTIN { return self; }}},  // nothing ever changes either of the two
-      {"get", {"-key -default?", BUILTIN {
-         const Value* v = self.dict().find(*a[0]);
-         return v ? *v : a.or_none(1);
-       }}},
-      {"items", {"", BUILTIN { return in.make<DictView>(self, DictView::Items); }}},
-      {"keys", {"", BUILTIN { return in.make<DictView>(self, DictView::Keys); }}},
-      {"values", {"", BUILTIN { return in.make<DictView>(self, DictView::Values); }}},
+      BUILTIN("copy", "", self),  // nothing ever changes either of the two
+      BUILTIN("get", "-key -default?", get(self, a)),
+      BUILTIN("items", "", in.make<DictView>(self, DictView::Items)),
+      BUILTIN("keys", "", in.make<DictView>(self, DictView::Keys)),
+      BUILTIN("values", "", in.make<DictView>(self, DictView::Values)),
   };
   return table;
 }
@@ -346,7 +354,10 @@ const Table& dict_methods() {
 }  // namespace
 
 const Builtin* find_method(const Value& self, std::string_view name) {
-  const Table* table = self.is_string() ? &string_methods() : self.is_sequence() ? &sequence_methods() : self.is(Kind::Dict) ? &dict_methods() : nullptr;
+  const Table* table = self.is_string()      ? &string_methods()
+                       : self.is_sequence()  ? &sequence_methods()
+                       : self.is(Kind::Dict) ? &dict_methods()
+                                             : nullptr;
   if (!table) return nullptr;
   if (self.is(Kind::List) && name == "copy") table = &dict_methods();
   const auto it = table->find(name);
@@ -359,128 +370,6 @@ bool is_forbidden_method(const Value& self, std::string_view name) {
   };
   if (self.is(Kind::List)) return among({"append", "clear", "extend", "insert", "pop", "remove", "reverse", "sort"});
   return self.is(Kind::Dict) && among({"clear", "fromkeys", "pop", "popitem", "setdefault", "update"});
-}
-
-// ---- global functions -----------------------------------------------------------------------------------------------
-
-namespace {
-
-struct Range : Object {
-  Range(Integer a, Integer b, Integer s, size_t n) : start(a), stop(b), step(s), count(n) {}
-  const char* type() const override { return "range"; }
-  std::string repr() const override {
-    const std::string s = fmt::format("range({}, {}", start, stop);
-    return step == 1 ? s + ")" : fmt::format("{}, {})", s, step);
-  }
-  std::optional<size_t> length() const override { return count; }
-  bool iterable() const override { return true; }
-  bool indexable() const override { return true; }
-  bool next(size_t i, Value& v) override {
-    if (i >= count) return false;
-    v = start + static_cast<Integer>(i) * step;
-    return true;
-  }
-  Integer start, stop, step;
-  size_t count;
-};
-
-Value make_range(Interpreter& in, const Bound& a) {
-  Integer bound[3] = {0, 0, 1};
-  for (size_t i = 0; i < 3; ++i) {
-    if (!a[i]) continue;
-    bound[i] = to_int(*a[i], "a range's bound");
-    if (bound[i] > Integer{1} << 62 || bound[i] < -(Integer{1} << 62)) fail("a range's bound of more than 62 bits");
-  }
-  auto [start, stop, step] = bound;
-  if (!a[1]) stop = std::exchange(start, 0);
-  if (step == 0) fail("a range's step must not be zero");
-  const Integer span = step > 0 ? stop - start : start - stop, stride = step > 0 ? step : -step;
-  const Integer n = span <= 0 ? 0 : (span + stride - 1) / stride;
-  if (n > 100'000) fail("a range of more than 100000 numbers");  // Jinja's sandbox has the same limit
-  return in.make<Range>(start, stop, step, static_cast<size_t>(n));
-}
-
-Dict make_dict(const Arguments& a) {
-  Dict out;
-  if (a.positional.size() > 1) fail("dict() takes at most one argument without a name");
-  if (!a.positional.empty() && a.positional[0].is(Kind::Dict)) {
-    for (const auto& [key, value] : a.positional[0].dict().entries()) out.set(key, value);
-  } else if (!a.positional.empty()) {
-    Cursor pairs(a.positional[0]);
-    for (Value pair; pairs.next(pair);) {
-      const Items two = to_items(pair);
-      if (two.size() != 2) fail("dict() takes pairs of a key and a value");
-      out.set(two[0], two[1]);
-    }
-  }
-  for (const auto& [key, value] : a.named) out.set(Value(key), value);
-  return out;
-}
-
-struct Cycler : Object {
-  Cycler(Interpreter& in_, Items i) : in(in_), items(std::move(i)) {}
-  const char* type() const override { return "Cycler"; }
-  std::optional<Value> attribute(const std::string& name) override {
-    if (name == "current") return items[at];
-    if (name == "next") return Value(in.make<Function>("next", [this](Arguments&) {
-      const Value v = items[at];
-      at = (at + 1) % items.size();
-      return v;
-    }));
-    if (name == "reset") return Value(in.make<Function>("reset", [this](Arguments&) {
-      at = 0;
-      return Value(None{});
-    }));
-    return {};
-  }
-  Interpreter& in;
-  Items items;
-  size_t at = 0;
-};
-
-Value now(const std::string& format) {
-  if (format.size() > 256) fail("a time format of {} bytes", format.size());
-  if (format.empty()) return "";
-  timeval t{};
-  gettimeofday(&t, nullptr);
-  tm local{};
-  localtime_r(&t.tv_sec, &local);
-  const std::string full = replace(format, "%f", fmt::format("{:06}", t.tv_usec), 100) + "\x01";  // so that it is never empty
-  char buffer[4096];
-  const size_t n = std::strftime(buffer, sizeof buffer, full.c_str(), &local);
-  if (n == 0) fail("a time of more than 4096 bytes");
-  return std::string(buffer, n - 1);
-}
-
-const Table& global_functions() {
-  static const Table table = {
-      {"range", {"-start -stop? -step?", BUILTIN { return make_range(in, a); }}},
-      {"dict", {"*", BUILTIN { return make_dict(a.all); }}},
-      {"namespace", {"*", BUILTIN { return make_namespace(in, make_dict(a.all)); }}},
-      {"cycler", {"*", BUILTIN {
-         if (a.all.positional.empty() || !a.all.named.empty()) fail("cycler() needs items to cycle through");
-         return in.make<Cycler>(in, a.all.positional);
-       }}},
-      {"joiner", {"sep?", BUILTIN {
-         return in.make<Function>("joiner", [separator = a[0] ? *a[0] : Value(", "), first = true](Arguments&) mutable {
-           return std::exchange(first, false) ? Value("") : separator;
-         });
-       }}},
-      {"lipsum", {"*", BUILTIN { fail("lipsum() is not supported"); }}},
-      {"raise_exception", {"message", BUILTIN { fail("{}", to_string(*a[0])); }}},
-      {"strftime_now", {"format", BUILTIN { return now(text_of(*a[0], "a time format")); }}},
-  };
-  return table;
-}
-
-}  // namespace
-
-Value find_global(Interpreter& in, const std::string& name) {
-  const auto it = global_functions().find(name);
-  if (it == global_functions().end()) return {};
-  return in.make<Function>(name, [&in, name, f = &it->second](Arguments& a) {
-    return f->run(in, Value(), bind(name.c_str(), f->parameters, a));
-  });
 }
 
 }  // namespace t2l::jinja

@@ -101,8 +101,9 @@ class Parser {
 
   struct Descent {  // guards the parser's own recursion
     explicit Descent(Parser& p) : parser(p) {
-      if (++p.descent_ > 2 * max_syntax_depth)
-        p.wrong(p.now().line, fmt::format("expressions and blocks within each other, more than {} levels", max_syntax_depth));
+      if (++p.descent_ > 4 * max_syntax_depth)  // a bracket takes three
+        p.wrong(p.now().line,
+                fmt::format("expressions and blocks within each other, more than {} levels", max_syntax_depth));
     }
     ~Descent() { --parser.descent_; }
     Parser& parser;
@@ -123,13 +124,15 @@ class Parser {
 
   NodePtr disjunction() {
     NodePtr e = conjunction();
-    for (int line = now().line; skip_name("or"); line = now().line) e = make(Node::Or, line, std::move(e), conjunction());
+    for (int line = now().line; skip_name("or"); line = now().line)
+      e = make(Node::Or, line, std::move(e), conjunction());
     return e;
   }
 
   NodePtr conjunction() {
     NodePtr e = negation();
-    for (int line = now().line; skip_name("and"); line = now().line) e = make(Node::And, line, std::move(e), negation());
+    for (int line = now().line; skip_name("and"); line = now().line)
+      e = make(Node::And, line, std::move(e), negation());
     return e;
   }
 
@@ -145,7 +148,8 @@ class Parser {
     NodePtr first = sum(), node;
     for (;;) {
       Node::Comparison c;
-      if (const auto* s = std::find(signs.begin(), signs.end(), now().text); now().type == Token::Sign && s != signs.end()) {
+      if (const auto* s = std::find(signs.begin(), signs.end(), now().text);
+          now().type == Token::Sign && s != signs.end()) {
         c = static_cast<Node::Comparison>(s - signs.begin());
         take();
       } else if (skip_name("in")) {
@@ -188,9 +192,10 @@ class Parser {
   }
 
   NodePtr factor() {
-    return binary({{"*", Operator::Mul}, {"/", Operator::Div}, {"//", Operator::FloorDiv}, {"%", Operator::Mod}}, [this] {
-      return binary({{"**", Operator::Pow}}, [this] { return unary(true); });
-    });
+    return binary({{"*", Operator::Mul}, {"/", Operator::Div}, {"//", Operator::FloorDiv}, {"%", Operator::Mod}},
+                  [this] {
+                    return binary({{"**", Operator::Pow}}, [this] { return unary(true); });
+                  });
   }
 
   NodePtr unary(bool with_filters) {
@@ -479,7 +484,8 @@ class Parser {
       }
       return;
     }
-    if (tag == "include" || tag == "extends" || tag == "import" || tag == "from") return add(body, other_template(line, tag));
+    if (tag == "include" || tag == "extends" || tag == "import" || tag == "from")
+      return add(body, other_template(line, tag));
     wrong(line, fmt::format("unknown tag '{}'", printable(tag)));
   }
 
@@ -544,7 +550,8 @@ class Parser {
     while (!sign(")")) {
       if (!node.parameters.empty()) expect_sign(",");
       const int line = now().line, parameter = name_target();
-      if (std::count(node.parameters.begin(), node.parameters.end(), parameter)) wrong(line, "two parameters of one name");
+      if (std::count(node.parameters.begin(), node.parameters.end(), parameter))
+        wrong(line, "two parameters of one name");
       if (node.parameters.size() == 64) wrong(line, "a macro with more than 64 parameters");
       node.parameters.push_back(parameter);
       if (skip_sign("=")) {
@@ -575,7 +582,8 @@ class Parser {
     node.uses_kwargs &= !has("kwargs");
     node.uses_varargs &= !has("varargs");
     if (node.uses_caller && has("caller")) {
-      const auto k = std::find(node.parameters.begin(), node.parameters.end(), symbol("caller")) - node.parameters.begin();
+      const auto k =
+          std::find(node.parameters.begin(), node.parameters.end(), symbol("caller")) - node.parameters.begin();
       if (static_cast<size_t>(k) + node.children.size() - 1 < node.parameters.size())
         wrong(node.line, "a macro's parameter 'caller' needs a default");
       node.uses_caller = false;
@@ -588,7 +596,8 @@ class Parser {
 
   void mention(const std::string& s) {
     if (open_macros_.empty() || (s != "caller" && s != "varargs" && s != "kwargs")) return;
-    for (Node* m : open_macros_) (s == "caller" ? m->uses_caller : s == "varargs" ? m->uses_varargs : m->uses_kwargs) = true;
+    for (Node* m : open_macros_)
+      (s == "caller" ? m->uses_caller : s == "varargs" ? m->uses_varargs : m->uses_kwargs) = true;
   }
 
   NodePtr call_block(int line) {

@@ -1,5 +1,5 @@
-// From a template's source to its syntax tree, by the grammar of Jinja 3.1 with trim_blocks, lstrip_blocks, loop controls
-// and the `generation` tag. Internal to transformer/jinja_*.cpp.
+// From a template's source to its syntax tree, by the grammar of Jinja 3.1 with trim_blocks, lstrip_blocks, loop
+// controls and the `generation` tag. Internal to transformer/jinja_*.cpp.
 #pragma once
 #include "transformer/jinja_value.h"
 
@@ -43,19 +43,19 @@ struct Node {
     Filter,     // [input: null is the text of a block], arguments; value is the name
     Test,       // input, arguments; value is the name
     // statements
-    Text,       // value
-    Output,     // expression
-    If,         // condition, body, condition, body ..., [body]
-    For,        // target, iterable, [condition], body, [else]; flag: recursive
-    Set,        // target, expression
-    SetBlock,   // target, [filter], body
-    Macro,      // body, defaults of the last parameters; symbol
-    CallBlock,  // call, macro
+    Text,         // value
+    Output,       // expression
+    If,           // condition, body, condition, body ..., [body]
+    For,          // target, iterable, [condition], body, [else]; flag: recursive
+    Set,          // target, expression
+    SetBlock,     // target, [filter], body
+    Macro,        // body, defaults of the last parameters; symbol
+    CallBlock,    // call, macro
     FilterBlock,  // filter, body
-    With,       // body, target, expression, target, expression ...
-    Block,      // body; symbol; flag: scoped
-    Autoescape,  // expression, body
-    Generation,  // body
+    With,         // body, target, expression, target, expression ...
+    Block,        // body; symbol; flag: scoped
+    Autoescape,   // expression, body
+    Generation,   // body
     Break,
     Continue,
     Refused,  // value says why

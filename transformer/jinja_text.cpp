@@ -30,8 +30,8 @@ std::string map_case(View s, const Map& map) {
 
 std::string title_of(View c) {  // of one code point
   return map_case(c, [](icu::StringPiece from, icu::ByteSink& to, UErrorCode& status) {
-    icu::CaseMap::utf8ToTitle("", U_TITLECASE_WHOLE_STRING | U_TITLECASE_NO_BREAK_ADJUSTMENT, nullptr, from, to, nullptr,
-                              status);
+    icu::CaseMap::utf8ToTitle("", U_TITLECASE_WHOLE_STRING | U_TITLECASE_NO_BREAK_ADJUSTMENT, nullptr, from, to,
+                              nullptr, status);
   });
 }
 
@@ -66,7 +66,8 @@ bool has_case(View s, bool wanted_upper) {
   bool any = false;
   for (size_t at = 0; at < s.size();) {
     const UChar32 c = u(next_code_point(s, at));
-    const bool is_upper_case = u_hasBinaryProperty(c, UCHAR_UPPERCASE), is_lower_case = u_hasBinaryProperty(c, UCHAR_LOWERCASE);
+    const bool is_upper_case = u_hasBinaryProperty(c, UCHAR_UPPERCASE),
+               is_lower_case = u_hasBinaryProperty(c, UCHAR_LOWERCASE);
     if ((wanted_upper ? is_lower_case : is_upper_case) || u_charType(c) == U_TITLECASE_LETTER) return false;
     any |= wanted_upper ? is_upper_case : is_lower_case;
   }
@@ -129,7 +130,9 @@ std::string swap_case(View s) {
     const size_t begin = at;
     const UChar32 c = u(next_code_point(s, at));
     const View one = s.substr(begin, at - begin);
-    out += u_hasBinaryProperty(c, UCHAR_UPPERCASE) ? lower(one) : u_hasBinaryProperty(c, UCHAR_LOWERCASE) ? upper(one) : std::string(one);
+    out += u_hasBinaryProperty(c, UCHAR_UPPERCASE)   ? lower(one)
+           : u_hasBinaryProperty(c, UCHAR_LOWERCASE) ? upper(one)
+                                                     : std::string(one);
   }
   return out;
 }
@@ -233,7 +236,8 @@ std::vector<View> split(View s, std::optional<View> separator, size_t limit, boo
     cuts.push_back(at);
   };
   if (!from_right) {
-    for (size_t at = 0; cuts.size() < limit && (at = find(s, *separator, at)) != View::npos; at += separator->size()) cut(at);
+    for (size_t at = 0; cuts.size() < limit && (at = find(s, *separator, at)) != View::npos; at += separator->size())
+      cut(at);
   } else {
     Meter::scan(product(s.size(), separator->size()));
     for (View rest = s; cuts.size() < limit;) {

@@ -1,5 +1,5 @@
-// Python's values, as far as templates see them: immutable, shared by reference, with Python's ideas of truth, equality,
-// order, and printing. Internal to transformer/jinja_*.cpp and chat_template.cpp.
+// Python's values, as far as templates see them: immutable, shared by reference, with Python's ideas of truth,
+// equality, order, and printing. Internal to transformer/jinja_*.cpp and chat_template.cpp.
 //
 // What makes hostile templates harmless is here too: every value made and every comparison is charged to the Meter of
 // the render that runs on this thread, and containers know how deeply they nest, so that no recursion goes far.
@@ -38,9 +38,9 @@ class Meter {
   Meter(const Meter&) = delete;
   Meter& operator=(const Meter&) = delete;
 
-  static void steps(size_t n);                       // work, about one for 10 ns
+  static void steps(size_t n);  // work, about one for 10 ns
   static void scan(size_t bytes) { steps(bytes / 64 + 1); }
-  static void bytes(size_t n);                       // before memory is taken; never given back
+  static void bytes(size_t n);  // before memory is taken; never given back
 
   class Depth {  // of recursion
    public:
@@ -180,7 +180,7 @@ class Object {
   virtual std::optional<size_t> length() const { return {}; }
   virtual bool iterable() const { return false; }
   virtual bool next(size_t, Value&) { return false; }  // item i; asked for in order, beginning with 0
-  virtual bool indexable() const { return false; }               // next() may be asked in any order
+  virtual bool indexable() const { return false; }     // next() may be asked in any order
   virtual std::optional<Value> attribute(const std::string&) { return {}; }
   virtual bool callable() const { return false; }
   virtual Value call(Arguments&);
