@@ -126,11 +126,17 @@ TensorName parse_tensor_name(const std::string& name, const std::string& where) 
 }  // namespace
 
 Adapter load_adapter(const std::string& directory) {
-  Adapter adapter;
+  const std::string config = directory + "/adapter_config.json";
+  Adapter adapter =
+      parse_adapter(read_json(config), config, SafeTensors::open(directory + "/adapter_model.safetensors"));
   adapter.path = directory;
-  const std::string config_path = directory + "/adapter_config.json";
-  const Json json = read_json(config_path);
-  const Object o(json, config_path);
+  return adapter;
+}
+
+Adapter parse_adapter(const Json& config, const std::string& config_path, const SafeTensors& file) {
+  Adapter adapter;
+  adapter.path = config_path;
+  const Object o(config, config_path);
   check_plain(o);
   AdapterSpec& spec = adapter.spec;
   spec.base_model = o.get_string_or("base_model_name_or_path", "");
@@ -139,7 +145,6 @@ Adapter load_adapter(const std::string& directory) {
   spec.rslora = o.get_bool_or("use_rslora", false);
   spec.dropout = o.get_float_or("lora_dropout", 0);
 
-  const SafeTensors file = SafeTensors::open(directory + "/adapter_model.safetensors");
   std::map<std::pair<int64_t, Projection>, LoraWeights> found;
   for (const std::string& name : file.names()) {
     const TensorName t = parse_tensor_name(name, file.path());

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "tensor/json.h"
 #include "tensor/safetensors.h"
 
 namespace t2l {
@@ -48,5 +49,6 @@ struct Adapter {
 // From a PEFT folder. Error for what would change the adapter's meaning and is not built here (DoRA, biases, whole
 // modules, patterns of ranks), and for tensors that are missing, without a partner, or of shapes that do not fit.
 Adapter load_adapter(const std::string& directory);
+Adapter parse_adapter(const Json& config, const std::string& config_path, const SafeTensors& weights);
 
 }  // namespace t2l

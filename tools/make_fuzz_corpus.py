@@ -103,9 +103,38 @@ TEMPLATES = [
     b"{% generation %}{{ 1 < 2 <= 3 != 4 and not none in [1] or x is defined and 2 is divisibleby 2 }}{% endgeneration %}{{ 1 if x else 0x1f if 1_0 else 1e3 }}{{ strftime_now('%Y') }}{{ raise_exception('no') }}",
 ]
 
+def decoders():
+    common = dict(hidden_size=8, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=1, intermediate_size=12, vocab_size=9)
+    for more in (dict(model_type="llama", rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1, high_freq_factor=4,
+                                                            original_max_position_embeddings=64), attention_bias=True, mlp_bias=True),
+                 dict(model_type="mistral", rope_parameters=dict(rope_type="linear", rope_theta=1e6, factor=2), sliding_window=5, head_dim=6, dtype="bfloat16"),
+                 dict(model_type="gemma2", attn_logit_softcapping=50.0, final_logit_softcapping=30.0, query_pre_attn_scalar=256, hidden_activation="gelu_pytorch_tanh",
+                      layer_types=["sliding_attention", "full_attention"], sliding_window=4),
+                 dict(model_type="qwen2", use_sliding_window=True, max_window_layers=1, sliding_window=3, tie_word_embeddings=True, eos_token_id=[1, 2]),
+                 dict(model_type="qwen3", do_sample=True, temperature=0.6, top_p=0.95, top_k=20, repetition_penalty=1.1, rope_scaling=None, eos_token_id=3)):
+        yield json.dumps(common | more).encode()
+
+
+def adapters():
+    config = dict(peft_type="LORA", r=1, lora_alpha=2, use_rslora=True, target_modules=["q_proj"], bias="none", alpha_pattern={}, modules_to_save=None)
+    at = "base_model.model.model.layers.%d.%s.lora_%s%s.weight"
+    for names in ([at % (0, "self_attn.q_proj", ab, "") for ab in "AB"], [at % (11, "mlp.down_proj", ab, ".default") for ab in "AB"]):
+        yield json.dumps(config).encode() + b"\0" + safetensors({names[0]: entry("F32", [1, 2], 0, 8), names[1]: entry("BF16", [3, 1], 8, 14)}, bytes(14))
+
+
 SEEDS = {
     "template": TEMPLATES,
     "tokenizer": list(tokenizers()),
+    "decoder_config": list(decoders()),
+    "adapter": list(adapters()),
+    "index": [
+        b'{"metadata": {"total_size": 36}, "weight_map": {"a": "1.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}',
+        b'{"weight_map": {"a": "1.safetensors", "c": "../2.safetensors"}}',
+    ],
+    "prompts": [
+        b'{"text": "a\\u00e9"}\n\n{"ids": [1, 2], "adapter": "x", "strength": 0.5}\r\n{"ids": [], "adapter": ["x", "y"], "strength": [1, -2]}\n',
+        b'{"messages": [{"role": "user", "content": "x"}], "add_generation_prompt": false}\nno json\n{"ids": [-1]}',
+    ],
     "safetensors": [
         safetensors({"__metadata__": {"format": "pt"}, "a": entry("F32", [2, 1], 0, 8), "b": entry("BF16", [3], 8, 14)}, bytes(14)),
         safetensors({"h": entry("F16", [], 0, 2), "l": entry("I64", [1], 8, 16), "z": entry("F64", [0, 2], 2, 2),

@@ -147,34 +147,36 @@ int64_t DecoderConfig::parameters() const {
   return layers * block + hidden + vocab * hidden * (tied ? 1 : 2);
 }
 
+void GenerationConfig::take_end_tokens(const Json& config, const std::string& where) {
+  const Json* found = Object(config, where).find("eos_token_id");
+  if (!found || !eos.empty()) return;
+  for (const Json& id : found->is_array() ? *found : Json::array({*found})) {
+    if (!id.is_number_integer() || id < 0 || id > INT32_MAX)
+      fail("{}: eos_token_id must be a token id or a list of them", where);
+    eos.push_back(id.get<int32_t>());
+  }
+}
+
+void GenerationConfig::take_generation(const Json& config, const std::string& where) {
+  const Object o(config, where);
+  take_end_tokens(config, where);
+  if (o.get_bool_or("do_sample", false)) {  // otherwise the rest is idle
+    temperature = float(positive(o, "temperature", o.get_float_or("temperature", 1), 1e6));
+    top_p = float(positive(o, "top_p", o.get_float_or("top_p", 1), 1));
+    top_k = o.get_int_or("top_k", 50, 0, INT32_MAX);  // transformers' own default
+  }
+  for (const auto& [key, idle] :
+       {std::pair("repetition_penalty", 1.), std::pair("encoder_repetition_penalty", 1.), std::pair("typical_p", 1.),
+        std::pair("min_p", 0.), std::pair("no_repeat_ngram_size", 0.)})
+    if (const double x = o.get_float_or(key, idle); x != idle)
+      warnings.push_back(fmt::format("{}: {} {} is not built yet and has no effect", where, key, x));
+}
+
 GenerationConfig GenerationConfig::load(const std::string& dir) {
   GenerationConfig g;
-  for (const char* name : {"/generation_config.json", "/config.json"}) {
-    const std::string file = dir + name;
-    if (!fs::exists(file)) continue;
-    const Json json = read_json(file);
-    const Object o(json, file);
-    if (const Json* eos = o.find("eos_token_id"); eos && g.eos.empty()) {
-      const Json list = eos->is_array() ? *eos : Json::array({*eos});
-      for (const Json& id : list) {
-        if (!id.is_number_integer() || id < 0 || id > INT32_MAX)
-          fail("{}: eos_token_id must be a token id or a list of them", file);
-        g.eos.push_back(id.get<int32_t>());
-      }
-    }
-    if (std::string(name) == "/config.json") break;
-    if (o.get_bool_or("do_sample", false)) {  // otherwise the rest is idle
-      g.temperature = float(positive(o, "temperature", o.get_float_or("temperature", 1), 1e6));
-      g.top_p = float(positive(o, "top_p", o.get_float_or("top_p", 1), 1));
-      g.top_k = o.get_int_or("top_k", 50, 0, INT32_MAX);  // transformers' own default
-    }
-    for (const char* key : {"repetition_penalty", "typical_p", "encoder_repetition_penalty"})
-      if (const double x = o.get_float_or(key, 1); x != 1)
-        g.warnings.push_back(fmt::format("{}: {} {} is not built yet and has no effect", file, key, x));
-    for (const char* key : {"no_repeat_ngram_size", "min_p"})
-      if (const double x = o.get_float_or(key, 0); x != 0)
-        g.warnings.push_back(fmt::format("{}: {} {} is not built yet and has no effect", file, key, x));
-  }
+  if (const std::string file = dir + "/generation_config.json"; fs::exists(file))
+    g.take_generation(read_json(file), file);
+  if (const std::string file = dir + "/config.json"; fs::exists(file)) g.take_end_tokens(read_json(file), file);
   return g;
 }
 

@@ -54,6 +54,8 @@ struct GenerationConfig {
 
   // generation_config.json, and config.json for what it does not say; both may be absent.
   static GenerationConfig load(const std::string& dir);
+  void take_generation(const Json& generation_config, const std::string& where);
+  void take_end_tokens(const Json& config, const std::string& where);  // unless there are some
 };
 
 }  // namespace t2l
