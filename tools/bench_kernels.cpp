@@ -22,20 +22,13 @@ struct Shape5 {
   float softcap = 0;
 };
 constexpr Shape5 kShapes[] = {
-    {"prefill", Mask::Causal, 9, 3, 64, 1, 128},
-    {"prefill", Mask::Causal, 9, 3, 64, 1, 512},
-    {"prefill", Mask::Causal, 9, 3, 64, 1, 2048},
-    {"prefill", Mask::Causal, 32, 8, 128, 1, 512},
-    {"prefill", Mask::Causal, 8, 4, 256, 1, 512},
-    {"capped", Mask::Causal, 8, 4, 256, 1, 1024, 512, 50},
-    {"train", Mask::Causal, 9, 3, 64, 8, 128},
-    {"encoder", Mask::Full, 12, 12, 32, 64, 0},
-    {"encoder", Mask::Full, 12, 12, 64, 1, 512},
-    {"decode", Mask::Decode, 9, 3, 64, 8, 64},
-    {"decode", Mask::Decode, 9, 3, 64, 8, 512},
-    {"decode", Mask::Decode, 9, 3, 64, 8, 4096},
-    {"decode", Mask::Decode, 32, 8, 128, 1, 4096},
-    {"decode", Mask::Decode, 32, 8, 128, 8, 1024},
+    {"prefill", Mask::Causal, 9, 3, 64, 1, 128},   {"prefill", Mask::Causal, 9, 3, 64, 1, 512},
+    {"prefill", Mask::Causal, 9, 3, 64, 1, 2048},  {"prefill", Mask::Causal, 32, 8, 128, 1, 512},
+    {"prefill", Mask::Causal, 8, 4, 256, 1, 512},  {"capped", Mask::Causal, 8, 4, 256, 1, 1024, 512, 50},
+    {"train", Mask::Causal, 9, 3, 64, 8, 128},     {"encoder", Mask::Full, 12, 12, 32, 64, 0},
+    {"encoder", Mask::Full, 12, 12, 64, 1, 512},   {"decode", Mask::Decode, 9, 3, 64, 8, 64},
+    {"decode", Mask::Decode, 9, 3, 64, 8, 512},    {"decode", Mask::Decode, 9, 3, 64, 8, 4096},
+    {"decode", Mask::Decode, 32, 8, 128, 1, 4096}, {"decode", Mask::Decode, 32, 8, 128, 8, 1024},
 };
 
 // On one thread its own CPU time, which other programs on the machine do not enter.
@@ -95,12 +88,13 @@ Tensor normal(Shape shape, DType dtype, uint64_t seed) {
 Json measure(const Shape5& s, DType dtype, const std::string& name) {
   int64_t pairs = 0;
   const AttentionSpans spans = spans_of(s, &pairs);
-  const int64_t queries = spans.first.size(), keys = spans.k_begin.data<int32_t>()[s.samples - 1] +
-                                                     spans.k_len.data<int32_t>()[s.samples - 1];
+  const int64_t queries = spans.first.size(),
+                keys = spans.k_begin.data<int32_t>()[s.samples - 1] + spans.k_len.data<int32_t>()[s.samples - 1];
   const Tensor q = normal({queries, s.heads, s.dim}, dtype, 1), k = normal({keys, s.kv_heads, s.dim}, dtype, 2),
                v = normal({keys, s.kv_heads, s.dim}, dtype, 3), dout = normal(q.shape(), dtype, 4);
-  Tensor o = Tensor::empty(q.shape(), dtype), lse = Tensor::empty({queries, s.heads}), dq = Tensor::empty(q.shape(), dtype),
-         dk = Tensor::empty(k.shape(), dtype), dv = Tensor::empty(v.shape(), dtype);
+  Tensor o = Tensor::empty(q.shape(), dtype), lse = Tensor::empty({queries, s.heads}),
+         dq = Tensor::empty(q.shape(), dtype), dk = Tensor::empty(k.shape(), dtype),
+         dv = Tensor::empty(v.shape(), dtype);
   constexpr int64_t kSide = 768;
   const Tensor a = normal({kSide, kSide}, DType::F32, 5), b = normal({kSide, kSide}, DType::F32, 6),
                c = Tensor::empty({kSide, kSide});
@@ -133,9 +127,17 @@ Json measure(const Shape5& s, DType dtype, const std::string& name) {
                 {"gflops_per_second", work / t.middle() / 1e9},
                 {"percent_of_gemm", work / t.middle() / rate * 100}};
   };
-  Json row = {{"name", name},          {"use", s.use},          {"heads", s.heads},   {"kv_heads", s.kv_heads},
-              {"dim", s.dim},          {"samples", s.samples},  {"length", s.length}, {"window", s.window},
-              {"softcap", s.softcap},  {"dtype", name_of(dtype)}, {"gemm_f32_gflops_per_second", rate / 1e9},
+  Json row = {{"name", name},
+              {"use", s.use},
+              {"heads", s.heads},
+              {"kv_heads", s.kv_heads},
+              {"dim", s.dim},
+              {"samples", s.samples},
+              {"length", s.length},
+              {"window", s.window},
+              {"softcap", s.softcap},
+              {"dtype", name_of(dtype)},
+              {"gemm_f32_gflops_per_second", rate / 1e9},
               {"forward", part(times[0], flops)}};
   if (trains)
     row["backward"] = part(times[1], 2.5 * flops);

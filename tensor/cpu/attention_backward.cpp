@@ -1,7 +1,7 @@
-// Backward of flash attention, P = exp(S - LSE) made again: five products per tile of queries and keys, in one pass over
-// the pairs of a sample's tiles for one query head. S = Q K^T and dP = dO V^T lie in panels of keys, at once the right
-// factors of dV^T = dO^T P and dK^T = Q^T dS; only for dQ = dS K is dS repacked. The dK and dV of the heads that read
-// one key head are added afterwards, in order: all sums depend on the sample alone. The mathematics stands in
+// Backward of flash attention, P = exp(S - LSE) made again: five products per tile of queries and keys, in one pass
+// over the pairs of a sample's tiles for one query head. S = Q K^T and dP = dO V^T lie in panels of keys, at once the
+// right factors of dV^T = dO^T P and dK^T = Q^T dS; only for dQ = dS K is dS repacked. The dK and dV of the heads that
+// read one key head are added afterwards, in order: all sums depend on the sample alone. The mathematics stands in
 // autograd/attention.cpp.
 #include <limits>
 
@@ -123,10 +123,11 @@ class Backward {
     const int64_t left = tiles_.left_size(kTile, dim), turned = tiles_.left_size(dim, kTile);
     float *left_q = take(scratch, left), *left_do = take(scratch, left), *turned_q = take(scratch, turned),
           *turned_do = take(scratch, turned), *right_k = take(scratch, tiles_.right_size(kTile, dim)),
-          *right_v = take(scratch, tiles_.right_size(kTile, dim)), *rows_k = take(scratch, tiles_.right_size(dim, kTile)),
-          *scores = take(scratch, (kTile + 2) * cols(kTile)), *dscores = take(scratch, (kTile + 2) * cols(kTile)),
-          *left_ds = take(scratch, tiles_.left_size(kTile, kTile)), *sum_k = take(scratch, dim * cols(kTile)),
-          *sum_v = take(scratch, dim * cols(kTile)), *sum_q = take(scratch, round_up(q_end - offset, kTile) * cols(dim));
+          *right_v = take(scratch, tiles_.right_size(kTile, dim)),
+          *rows_k = take(scratch, tiles_.right_size(dim, kTile)), *scores = take(scratch, (kTile + 2) * cols(kTile)),
+          *dscores = take(scratch, (kTile + 2) * cols(kTile)), *left_ds = take(scratch, tiles_.left_size(kTile, kTile)),
+          *sum_k = take(scratch, dim * cols(kTile)), *sum_v = take(scratch, dim * cols(kTile)),
+          *sum_q = take(scratch, round_up(q_end - offset, kTile) * cols(dim));
     auto* ds16 = reinterpret_cast<bf16*>(take(scratch, kTile * kTile));
     float* const any_q = take(scratch, ceil_div(q_end - offset, kTile));  // whether the tile's dq holds something
     std::fill_n(any_q, ceil_div(q_end - offset, kTile), 0.f);
@@ -160,8 +161,8 @@ class Backward {
             tiles_.multiply(s, 0, nr, q, begin, end, k.from_panel(j / nr), nr, dim, false);
             tiles_.multiply(dp, 0, nr, dout, begin, end, v.from_panel(j / nr), nr, dim, false);
           }
-          differentiate(s, dp, ds16 + j, left_ds + j * tiles_.pitch(), ds.height, queries, query, h, key + j, key + keys,
-                        begin, end);
+          differentiate(s, dp, ds16 + j, left_ds + j * tiles_.pitch(), ds.height, queries, query, h, key + j,
+                        key + keys, begin, end);
           if (begin >= end) continue;
           const int64_t skip = tiles_.units(begin) * tiles_.pitch();
           const auto add = [&](float* sum, Factor f, const float* right) {
@@ -176,7 +177,8 @@ class Backward {
         }
         if (!dq_) continue;
         if (tiles_.pairs()) ds = tiles_.pack_left(left_ds, ds16, kTile, false, queries, keys);
-        tiles_.multiply(sum_q + t * kTile * cols(dim), queries * nr, nr, ds, 0, queries, k_rows, dim, keys, any_q[t] != 0);
+        tiles_.multiply(sum_q + t * kTile * cols(dim), queries * nr, nr, ds, 0, queries, k_rows, dim, keys,
+                        any_q[t] != 0);
         any_q[t] = 1;
       }
 

@@ -53,8 +53,8 @@ void store_some(T* p, F8 x, int64_t count) {
 
 // e^x for x up to some 88, as exp in vmath.h, but results below 2^-126 are 0.
 inline F8 exp8(F8 x) {
-  x = _mm256_max_ps(all8(-88.02f), x);                                 // in this order NaN stays
-  const F8 round = all8(0x1.8p23f + 127), ln2 = all8(0x1.62e43p-1f);   // leaves n + 127 in the low bits
+  x = _mm256_max_ps(all8(-88.02f), x);                                // in this order NaN stays
+  const F8 round = all8(0x1.8p23f + 127), ln2 = all8(0x1.62e43p-1f);  // leaves n + 127 in the low bits
   const F8 shifted = _mm256_fmadd_ps(x, all8(0x1.715476p0f), round), n = _mm256_sub_ps(shifted, round);
   const F8 r = _mm256_fmadd_ps(n, all8(0x1.05c61p-29f), _mm256_fnmadd_ps(n, ln2, x));
   F8 p = _mm256_fmadd_ps(all8(0.0013814599951729178f), r, all8(0.008368716575205326f));
