@@ -1,7 +1,7 @@
-// Backward of flash attention, P = exp(S - LSE) made again: five products per tile of queries and keys, in one pass over
-// the pairs of a sample's tiles for one query head. S = Q K^T and dP = dO V^T lie in panels of keys, at once the right
-// factors of dV^T = dO^T P and dK^T = Q^T dS; only for dQ = dS K is dS repacked. The dK and dV of the heads that read
-// one key head are added afterwards, in order: all sums depend on the sample alone. The mathematics stands in
+// Backward of flash attention, P = exp(S - LSE) made again: five products per tile of queries and keys, in one pass
+// over the pairs of a sample's tiles for one query head. S = Q K^T and dP = dO V^T lie in panels of keys, at once the
+// right factors of dV^T = dO^T P and dK^T = Q^T dS; only for dQ = dS K is dS repacked. The dK and dV of the heads that
+// read one key head are added afterwards, in order: all sums depend on the sample alone. The mathematics stands in
 // autograd/attention.cpp.
 #include <limits>
 
@@ -53,6 +53,13 @@ void differentiate8(F8& s, F8& dp, const Query& query, __m256i key, const Attent
 
 struct Task {
   int64_t sample, head, work;
+};
+
+// Scores and dP of a tile's queries and of the keys key .. of one panel, of which those from keys_end on do not exist;
+// computed for the queries begin .. end of the tile, the others see none of the keys.
+struct Panel {
+  float *scores, *dp;
+  int64_t query, queries, begin, end, key, keys_end;
 };
 
 template <class T>
@@ -123,10 +130,11 @@ class Backward {
     const int64_t left = tiles_.left_size(kTile, dim), turned = tiles_.left_size(dim, kTile);
     float *left_q = take(scratch, left), *left_do = take(scratch, left), *turned_q = take(scratch, turned),
           *turned_do = take(scratch, turned), *right_k = take(scratch, tiles_.right_size(kTile, dim)),
-          *right_v = take(scratch, tiles_.right_size(kTile, dim)), *rows_k = take(scratch, tiles_.right_size(dim, kTile)),
-          *scores = take(scratch, (kTile + 2) * cols(kTile)), *dscores = take(scratch, (kTile + 2) * cols(kTile)),
-          *left_ds = take(scratch, tiles_.left_size(kTile, kTile)), *sum_k = take(scratch, dim * cols(kTile)),
-          *sum_v = take(scratch, dim * cols(kTile)), *sum_q = take(scratch, round_up(q_end - offset, kTile) * cols(dim));
+          *right_v = take(scratch, tiles_.right_size(kTile, dim)),
+          *rows_k = take(scratch, tiles_.right_size(dim, kTile)), *scores = take(scratch, (kTile + 2) * cols(kTile)),
+          *dscores = take(scratch, (kTile + 2) * cols(kTile)), *left_ds = take(scratch, tiles_.left_size(kTile, kTile)),
+          *sum_k = take(scratch, dim * cols(kTile)), *sum_v = take(scratch, dim * cols(kTile)),
+          *sum_q = take(scratch, round_up(q_end - offset, kTile) * cols(dim));
     auto* ds16 = reinterpret_cast<bf16*>(take(scratch, kTile * kTile));
     float* const any_q = take(scratch, ceil_div(q_end - offset, kTile));  // whether the tile's dq holds something
     std::fill_n(any_q, ceil_div(q_end - offset, kTile), 0.f);
@@ -150,41 +158,37 @@ class Backward {
         const Factor do_t = tiles_.pack_left(turned_do, do_ + q_at, n_.ld, true, dim, queries, there);
         Factor ds{left_ds, tiles_.left_panel(kTile), tiles_.height(queries)};
         for (int64_t j = 0; j < keys; j += nr) {
-          const int64_t width = std::min(nr, keys - j);
-          int64_t begin = std::lower_bound(last_ + query, last_ + query + queries, key + j) - last_ - query;
-          const int64_t end =
-              std::lower_bound(first_ + query, first_ + query + queries, key + j + width) - first_ - query;
-          begin -= begin % q.height;
-          float *s = scores + j * (kTile + 2), *dp = dscores + j * (kTile + 2);
+          Panel panel{scores + j * (kTile + 2), dscores + j * (kTile + 2), query, queries, 0, 0, key + j, key + keys};
+          const int32_t *first = first_ + query, *last = last_ + query;
+          panel.begin = std::lower_bound(last, last + queries, panel.key) - last;
+          panel.begin -= panel.begin % q.height;
+          panel.end = std::lower_bound(first, first + queries, std::min(panel.key + nr, panel.keys_end)) - first;
+          const int64_t begin = panel.begin, end = panel.end;
           if (begin < end) {
-            tiles_.multiply(s, 0, nr, q, begin, end, k.from_panel(j / nr), nr, dim, false);
-            tiles_.multiply(dp, 0, nr, dout, begin, end, v.from_panel(j / nr), nr, dim, false);
+            tiles_.multiply(panel.scores, 0, nr, q, begin, end, k.from_panel(j / nr), nr, dim, false);
+            tiles_.multiply(panel.dp, 0, nr, dout, begin, end, v.from_panel(j / nr), nr, dim, false);
+            spans_.softcap != 0 ? differentiate<true>(panel, h, ds16 + j) : differentiate<false>(panel, h, ds16 + j);
+            const auto add = [&](float* sum, Factor f, float* right) {
+              f.p += tiles_.units(begin) * tiles_.pitch();
+              right += tiles_.units(begin) * nr;
+              tiles_.multiply(sum + j * dim, 0, nr, f, 0, dim, {right, 0, nr}, nr, end - begin, any[j / nr]);
+            };
+            if (dv_) add(sum_v, do_t, panel.scores);
+            if (dk_) add(sum_k, q_t, panel.dp);
+            any[j / nr] = true;
           }
-          differentiate(s, dp, ds16 + j, left_ds + j * tiles_.pitch(), ds.height, queries, query, h, key + j, key + keys,
-                        begin, end);
-          if (begin >= end) continue;
-          const int64_t skip = tiles_.units(begin) * tiles_.pitch();
-          const auto add = [&](float* sum, Factor f, const float* right) {
-            f.p += skip;
-            tiles_.multiply(sum + j * dim, 0, nr, f, 0, dim, {const_cast<float*>(right), 0, nr}, nr, end - begin,
-                            any[j / nr]);
-          };
-          const int64_t start = tiles_.units(begin) * nr;
-          if (dv_) add(sum_v, do_t, s + start);
-          if (dk_) add(sum_k, q_t, dp + start);
-          any[j / nr] = true;
+          if (dq_) repack(panel, ds16 + j, left_ds + j * tiles_.pitch(), ds.height);
         }
         if (!dq_) continue;
         if (tiles_.pairs()) ds = tiles_.pack_left(left_ds, ds16, kTile, false, queries, keys);
-        tiles_.multiply(sum_q + t * kTile * cols(dim), queries * nr, nr, ds, 0, queries, k_rows, dim, keys, any_q[t] != 0);
+        tiles_.multiply(sum_q + t * kTile * cols(dim), queries * nr, nr, ds, 0, queries, k_rows, dim, keys,
+                        any_q[t] != 0);
         any_q[t] = 1;
       }
 
       for (int64_t j = 0; j < keys; j += nr) {
-        float factor[32];
-        std::fill_n(factor, 32, any[j / nr] ? 1.f : 0.f);
-        if (dk_) write_keys(*dk_, dk_of_, sum_k + j * dim, key + j, std::min(nr, keys - j), h, factor);
-        if (dv_) write_keys(*dv_, dv_of_, sum_v + j * dim, key + j, std::min(nr, keys - j), h, factor);
+        if (dk_) write_keys(*dk_, dk_of_, sum_k + j * dim, key + j, std::min(nr, keys - j), h, any[j / nr]);
+        if (dv_) write_keys(*dv_, dv_of_, sum_v + j * dim, key + j, std::min(nr, keys - j), h, any[j / nr]);
       }
     }
 
@@ -200,71 +204,71 @@ class Backward {
     }
   }
 
-  // Scores and dP of the queries begin .. end of a tile and the keys key .. of one panel become right factors P and dS;
-  // dS also goes into ds16, or into the left factor `turned`, there with zeros for the tile's other queries.
-  void differentiate(float* s, float* dp, bf16* ds16, float* turned, int64_t height, int64_t queries, int64_t query,
-                     int64_t h, int64_t key, int64_t keys_end, int64_t begin, int64_t end) const {
-    spans_.softcap != 0
-        ? differentiate<true>(s, dp, ds16, turned, height, queries, query, h, key, keys_end, begin, end)
-        : differentiate<false>(s, dp, ds16, turned, height, queries, query, h, key, keys_end, begin, end);
-  }
+  // The panel's scores and dP become the right factors P and dS; where these hold pairs, dS also goes into ds16
+  // [query, kTile].
   template <bool kSoftcap>
-  void differentiate(float* s, float* dp, bf16* ds16, float* turned, int64_t height, int64_t queries, int64_t query,
-                     int64_t h, int64_t key, int64_t keys_end, int64_t begin, int64_t end) const {
+  void differentiate(const Panel& p, int64_t h, bf16* ds16) const {
     const int64_t nr = tiles_.nr();
     const __m256i step = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     const auto load = [&](int64_t i) {
-      const int64_t at = (query + i) * n_.heads + h;
-      return Query(lse_[at], d_.data<float>()[at], first_[query + i],
-                   std::min(last_[query + i], int32_t(keys_end - 1)));
+      const int64_t at = (p.query + i) * n_.heads + h;
+      return Query(lse_[at], d_.data<float>()[at], first_[p.query + i],
+                   std::min(last_[p.query + i], int32_t(p.keys_end - 1)));
     };
-    const auto keys_at = [&](int64_t g) { return _mm256_add_epi32(_mm256_set1_epi32(int32_t(key + g)), step); };
-    if (tiles_.pairs()) {
-      for (int64_t i = 0; i < queries; ++i)
-        if (i < begin || i >= end) std::fill_n(ds16 + i * kTile, nr, bf16(0.f));
-      for (int64_t i = begin; i < end; i += 2) {
-        const bool both = i + 1 < end;
-        const Query even = load(i), odd = load(both ? i + 1 : i);
-        for (int64_t g = 0; g < nr; g += 8) {
-          F8 s0 = load8(s + i * nr + g), dp0 = load8(dp + i * nr + g), s1 = all8(0), dp1 = all8(0);
-          differentiate8<kSoftcap>(s0, dp0, even, keys_at(g), spans_);
-          store8(ds16 + i * kTile + g, dp0);
-          if (both) {
-            s1 = load8(s + (i + 1) * nr + g), dp1 = load8(dp + (i + 1) * nr + g);
-            differentiate8<kSoftcap>(s1, dp1, odd, keys_at(g), spans_);
-            store8(ds16 + (i + 1) * kTile + g, dp1);
-          }
-          store8(s + i / 2 * nr + g, pair8(s0, s1));
-          store8(dp + i / 2 * nr + g, pair8(dp0, dp1));
+    const auto keys_at = [&](int64_t g) { return _mm256_add_epi32(_mm256_set1_epi32(int32_t(p.key + g)), step); };
+    if (!tiles_.pairs()) {
+      for (int64_t i = p.begin; i < p.end; ++i) {
+        const Query query = load(i);
+        for (int64_t g = 0, at = i * nr; g < nr; g += 8, at += 8) {
+          F8 s = load8(p.scores + at), dp = load8(p.dp + at);
+          differentiate8<kSoftcap>(s, dp, query, keys_at(g), spans_);
+          store8(p.scores + at, s);
+          store8(p.dp + at, dp);
         }
       }
       return;
     }
-    for (int64_t i = begin; i < end; ++i) {
-      const Query one = load(i);
-      for (int64_t g = 0; g < nr; g += 8) {
-        F8 s0 = load8(s + i * nr + g), dp0 = load8(dp + i * nr + g);
-        differentiate8<kSoftcap>(s0, dp0, one, keys_at(g), spans_);
-        store8(s + i * nr + g, s0);
-        store8(dp + i * nr + g, dp0);
+    for (int64_t i = p.begin; i < p.end; i += 2) {
+      const bool both = i + 1 < p.end;
+      const Query even = load(i), odd = load(both ? i + 1 : i);
+      for (int64_t g = 0, at = i * nr; g < nr; g += 8, at += 8) {
+        F8 s0 = load8(p.scores + at), dp0 = load8(p.dp + at), s1 = all8(0), dp1 = all8(0);
+        differentiate8<kSoftcap>(s0, dp0, even, keys_at(g), spans_);
+        store8(ds16 + i * kTile + g, dp0);
+        if (both) {
+          s1 = load8(p.scores + at + nr), dp1 = load8(p.dp + at + nr);
+          differentiate8<kSoftcap>(s1, dp1, odd, keys_at(g), spans_);
+          store8(ds16 + (i + 1) * kTile + g, dp1);
+        }
+        store8(p.scores + i / 2 * nr + g, pair8(s0, s1));
+        store8(p.dp + i / 2 * nr + g, pair8(dp0, dp1));
       }
     }
-    if (!dq_) return;
-    std::fill_n(dp, std::max<int64_t>(begin, 0) * nr, 0.f);
-    for (int64_t i = std::max(begin, end); i < queries; ++i) std::fill_n(dp + i * nr, nr, 0.f);
-    if (begin >= end) std::fill_n(dp, queries * nr, 0.f);
-    for (int64_t i = 0; i < queries; i += height)
-      tiles_.pack_left(turned + i / height * tiles_.left_panel(kTile), dp + i * nr, nr, false,
-                       std::min(height, queries - i), nr);
   }
 
+  // The panel's dS as columns of a left factor, 0 for the queries that see none of its keys; pairs are packed later,
+  // from ds16.
+  void repack(const Panel& p, bf16* ds16, float* left_ds, int64_t height) const {
+    const int64_t nr = tiles_.nr();
+    for (int64_t i = 0; i < p.queries; ++i)
+      if (i < p.begin || i >= p.end) {
+        std::fill_n(ds16 + i * kTile, nr, bf16());
+        if (!tiles_.pairs()) std::fill_n(p.dp + i * nr, nr, 0.f);
+      }
+    if (tiles_.pairs()) return;
+    for (int64_t i = 0; i < p.queries; i += height, left_ds += tiles_.left_panel(kTile))
+      tiles_.pack_left(left_ds, p.dp + i * nr, nr, false, std::min(height, p.queries - i), nr);
+  }
+
+  // The dK or dV of one panel's keys, from its transpose, into the gradient or, if its heads are yet to be added,
+  // theirs.
   void write_keys(const Tensor& dx, const Tensor& of_heads, const float* from, int64_t key, int64_t keys, int64_t h,
-                  const float* factor) const {
-    if (n_.group > 1)
-      write_transposed(of_heads.data<float>() + (key * n_.heads + h) * n_.dim, n_.ld, from, tiles_.nr(), n_.dim, keys,
-                       factor);
-    else
-      write_transposed(dx.data<T>() + (key * n_.heads + h) * n_.dim, n_.ld, from, tiles_.nr(), n_.dim, keys, factor);
+                  bool any) const {
+    float factor[32];
+    std::fill_n(factor, 32, any ? 1.f : 0.f);
+    const int64_t at = (key * n_.heads + h) * n_.dim, nr = tiles_.nr();
+    n_.group > 1 ? write_transposed(of_heads.data<float>() + at, n_.ld, from, nr, n_.dim, keys, factor)
+                 : write_transposed(dx.data<T>() + at, n_.ld, from, nr, n_.dim, keys, factor);
   }
 
   void add_heads(const Tensor& dx, const Tensor& of_heads) const {

@@ -2,6 +2,7 @@
 // vectors of 8 for what lies between them. A tile is at most kTile queries or keys; its products are stored in panels
 // of nr columns, which is how the next product wants its right factor, so that the probabilities are never repacked.
 #pragma once
+#include <bit>
 #include <utility>
 #include <vector>
 
@@ -52,8 +53,8 @@ void store_some(T* p, F8 x, int64_t count) {
 
 // e^x for x up to some 88, as exp in vmath.h, but results below 2^-126 are 0.
 inline F8 exp8(F8 x) {
-  x = _mm256_max_ps(all8(-88.02f), x);                                 // in this order NaN stays
-  const F8 round = all8(0x1.8p23f + 127), ln2 = all8(0x1.62e43p-1f);   // leaves n + 127 in the low bits
+  x = _mm256_max_ps(all8(-88.02f), x);                                // in this order NaN stays
+  const F8 round = all8(0x1.8p23f + 127), ln2 = all8(0x1.62e43p-1f);  // leaves n + 127 in the low bits
   const F8 shifted = _mm256_fmadd_ps(x, all8(0x1.715476p0f), round), n = _mm256_sub_ps(shifted, round);
   const F8 r = _mm256_fmadd_ps(n, all8(0x1.05c61p-29f), _mm256_fnmadd_ps(n, ln2, x));
   F8 p = _mm256_fmadd_ps(all8(0.0013814599951729178f), r, all8(0.008368716575205326f));
@@ -136,15 +137,19 @@ class Tiles {
   }
 
   // The rows begin .. end of the product, begin a multiple of the left factor's height: c (+)= a b. Element (i, j) is
-  // at c[(j / nr) c_panel + i ldc + j % nr].
+  // at c[(j / nr) c_panel + i ldc + j % nr]. Fetches what lies ahead, if given, and moves it on.
   void multiply(float* c, int64_t c_panel, int64_t ldc, const Factor& a, int64_t begin, int64_t end, const Factor& b,
-                int64_t cols, int64_t depth, bool add) const {
+                int64_t cols, int64_t depth, bool add, Ahead* ahead = nullptr) const {
     const char* const here = reinterpret_cast<const char*>(b.p);
     const Ahead nothing{here, here, 0, 0};  // all is in the cache already
     for (int64_t j = 0; j * nr() < cols; ++j)
-      for (int64_t i = begin; i < end; i += a.height)
+      for (int64_t i = begin; i < end; i += a.height) {
         kernel_.run(c + j * c_panel + i * ldc, ldc, a.p + i / a.height * a.panel, b.p + j * b.panel, units(depth),
-                    int(std::min(a.height, end - i)), add, nothing);
+                    int(std::min(a.height, end - i)), add, ahead ? *ahead : nothing);
+        if (!ahead) continue;
+        const int64_t bytes = (units(depth) >> ahead->log2_lines) * ahead->stride;
+        ahead->p += bytes, ahead->q += bytes;
+      }
   }
 
  private:

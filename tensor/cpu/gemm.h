@@ -4,6 +4,8 @@
 //
 // Shapes, strides and groups as in Matmul (tensor/ops.h). A and B are both f32 or both bf16; C is f32 or bf16; sums are
 // f32. Each element of C is summed over k in one fixed order that depends on k alone: not on m, n, groups or threads.
+// So a row has the same bits alone, in a batch and in a prefill, on one machine: instruction sets differ in their
+// order.
 #pragma once
 #include "tensor/ops.h"
 

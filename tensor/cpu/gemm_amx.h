@@ -45,20 +45,19 @@ void run_amx(float* c, int64_t ldc, const void* a, const void* b, int64_t units,
 
 template <class Tiles>
 constexpr GemmKernel amx_kernel() {
-  return {32,
-          32,
-          16,
-          32,
-          2,
-          16,
-          1024,
-          pack<PairUnits, 32, true>,
-          pack<PairUnits, 32>,
-          false,
-          run_amx<Tiles>,
-          {},
-          Tiles::begin,
-          Tiles::end};
+  return {.mr = 32,
+          .nr = 32,
+          .rows_step = 16,
+          .pitch_a = 32,
+          .per_unit = 2,
+          .units_step = 16,
+          .kc = 1024,
+          .pack_a = pack<PairUnits, 32, true>,
+          .pack_b = pack<PairUnits, 32>,
+          .adds_whole = false,
+          .run = run_amx<Tiles>,
+          .begin = Tiles::begin,
+          .end = Tiles::end};
 }
 
 }  // namespace t2l::cpu

@@ -1,5 +1,9 @@
 // Register tiles in AVX2 and AVX-512. Each step of k multiplies a row of B, kept in two vectors, by one broadcast
 // element of A per row of C: 2 R independent chains of fused multiply-adds, where R rows fill the register file.
+//
+// A thin product reads each weight once, so it must not pay for a packed copy: a block of 16 rows (AVX2: 8) of B, as
+// long as a cache line, is transposed in registers and multiplied there, in the order of k that the tiles keep. Dot
+// products along k would need no transposing, and would give other bits than the same row in a larger batch.
 #include <utility>
 
 #include "tensor/cpu/gemm_pack.h"
@@ -32,7 +36,67 @@ void tile_avx2(float* to, int64_t ldc, const float* a, const float* b, int64_t u
 // One target for both of the kernels below; only Bf16Pairs contains instructions beyond AVX-512F.
 #define T2L_AVX512 __attribute__((target("avx512f,avx512bf16")))
 
-// ---- 16 rows by 16 units, transposed
+struct F32Singles {
+  T2L_AVX512 static __m512 multiply_add(__m512 c, __m512 x, __m512 y) { return _mm512_fmadd_ps(x, y, c); }
+};
+struct Bf16Pairs {  // c + x[2i] y[2i] + x[2i + 1] y[2i + 1], and subnormals are zero
+  T2L_AVX512 static __m512 multiply_add(__m512 c, __m512 x, __m512 y) {
+    return _mm512_dpbf16_ps(c, (__m512bh)x, (__m512bh)y);
+  }
+};
+
+template <class Op, int R>
+T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const float* a, const float* b, int64_t units, bool add,
+                            Ahead ahead) {
+  __m512 c[R][2];
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i) {
+    c[i][0] = c[i][1] = _mm512_setzero_ps();
+  }
+  for (int64_t u = 0; u < units; ++u, a += 16, b += 32) {
+    fetch(ahead, u);
+    const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const __m512 x = _mm512_set1_ps(a[i]);
+      c[i][0] = Op::multiply_add(c[i][0], x, b0);
+      c[i][1] = Op::multiply_add(c[i][1], x, b1);
+    }
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < R; ++i)
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      float* t = to + i * ldc + j * 16;
+      _mm512_storeu_ps(t, add ? _mm512_add_ps(_mm512_loadu_ps(t), c[i][j]) : c[i][j]);
+    }
+}
+
+// ---- thin products
+
+template <class Units, int R>
+void thin_avx2(float* to, const float* a, const typename Units::T* b, int64_t ldb, int64_t depth, int width, bool add,
+               int64_t ahead) {
+  constexpr int kPer = Units::kPer;
+  constexpr int64_t kFetch = 512 / sizeof(typename Units::T);
+  __m256 c[R] = {};
+  for (int64_t k = 0, u = 0; k < depth; k += 8 * kPer, u += 8) {
+    const int64_t left = depth - k;
+    __m256 r[8];
+    for (int j = 0; j < 8; ++j) {
+      const auto* p = b + std::min(j, width - 1) * ldb + k;
+      r[j] = left >= 8 * kPer ? Units::along(p) : Units::some(p, left);
+      _mm_prefetch(reinterpret_cast<const char*>(p + kFetch + (left > kFetch ? 0 : ahead)), _MM_HINT_T0);
+    }
+    transpose(r);
+    const float* x = a + u / 16 * 128 + u % 16;
+    for (int j = 0; j < 8 && j * kPer < left; ++j)
+#pragma GCC unroll 8
+      for (int i = 0; i < R; ++i) c[i] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + i * 16 + j), r[j], c[i]);
+  }
+#pragma GCC unroll 8
+  for (int i = 0; i < R; ++i, to += 8) _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), c[i]) : c[i]);
+}
 
 // The masked forms, with all set: in GCC 12 the plain ones warn of a register that is not read.
 T2L_AVX512 inline __m512 join(__m256 low, __m256 high) {
@@ -78,93 +142,6 @@ T2L_AVX512 inline __m512 load(const typename Units::T* p, const Rows16& row, int
   const auto *low = p + row.at[first] + skipped, *high = p + row.at[first + 4] + skipped;
   if constexpr (kWhole) return join(Units::along(low), Units::along(high));
   return join(Units::some(low, left - skipped), Units::some(high, left - skipped));
-}
-
-// pack(), twice as fast where k lies along the rows.
-template <class Units, int kPitch>
-T2L_AVX512 void pack_avx512(void* dst, const void* src, int64_t ld, bool k_is_row, int width, int64_t depth,
-                            int64_t units) {
-  if (k_is_row) return pack<Units, kPitch>(dst, src, ld, true, width, depth, units);
-  for (int w = 0; w < width; w += 16) {
-    const Rows16 row(ld, width - w);
-    const auto* p = static_cast<const typename Units::T*>(src) + w * ld;
-    float* to = static_cast<float*>(dst) + w;
-    for (int64_t left = depth; left > 0; left -= 16 * Units::kPer, p += 16 * Units::kPer, to += 16 * kPitch) {
-      __m512 r[16];
-      if (left >= 16 * Units::kPer)
-#pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) r[j] = load<Units, true>(p, row, j, left);
-      else
-#pragma GCC unroll 16
-        for (int j = 0; j < 16; ++j) r[j] = load<Units, false>(p, row, j, left);
-      transpose512(r);
-      transpose512(r + 8);
-#pragma GCC unroll 16
-      for (int j = 0; j < 16; ++j) _mm512_store_ps(to + j * kPitch, r[j]);
-    }
-  }
-}
-
-// ---- tiles
-
-struct F32Singles {
-  T2L_AVX512 static __m512 multiply_add(__m512 c, __m512 x, __m512 y) { return _mm512_fmadd_ps(x, y, c); }
-};
-struct Bf16Pairs {  // c + x[2i] y[2i] + x[2i + 1] y[2i + 1], and subnormals are zero
-  T2L_AVX512 static __m512 multiply_add(__m512 c, __m512 x, __m512 y) {
-    return _mm512_dpbf16_ps(c, (__m512bh)x, (__m512bh)y);
-  }
-};
-
-template <class Op, int R>
-T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const float* a, const float* b, int64_t units, bool add,
-                            Ahead ahead) {
-  __m512 c[R][2];
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i) {
-    c[i][0] = c[i][1] = _mm512_setzero_ps();
-  }
-  for (int64_t u = 0; u < units; ++u, a += 16, b += 32) {
-    fetch(ahead, u);
-    const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
-#pragma GCC unroll 16
-    for (int i = 0; i < R; ++i) {
-      const __m512 x = _mm512_set1_ps(a[i]);
-      c[i][0] = Op::multiply_add(c[i][0], x, b0);
-      c[i][1] = Op::multiply_add(c[i][1], x, b1);
-    }
-  }
-#pragma GCC unroll 16
-  for (int i = 0; i < R; ++i)
-#pragma GCC unroll 2
-    for (int j = 0; j < 2; ++j) {
-      float* t = to + i * ldc + j * 16;
-      _mm512_storeu_ps(t, add ? _mm512_add_ps(_mm512_loadu_ps(t), c[i][j]) : c[i][j]);
-    }
-}
-
-// ---- thin products
-
-template <class Units, int R>
-void thin_avx2(float* to, const float* a, const typename Units::T* b, int64_t ldb, int64_t depth, int width, bool add,
-               int64_t) {
-  constexpr int kPer = Units::kPer;
-  __m256 c[R] = {};
-  for (int64_t k = 0, u = 0; k < depth; k += 8 * kPer, u += 8) {
-    const int64_t left = depth - k;
-    __m256 r[8];
-    for (int j = 0; j < 8; ++j) {
-      const auto* p = b + std::min(j, width - 1) * ldb + k;
-      r[j] = left >= 8 * kPer ? Units::along(p) : Units::some(p, left);
-    }
-    transpose(r);
-    const float* x = a + u / 16 * 128 + u % 16;
-    for (int j = 0; j < 8 && j * kPer < left; ++j)
-#pragma GCC unroll 8
-      for (int i = 0; i < R; ++i) c[i] = _mm256_fmadd_ps(_mm256_broadcast_ss(x + i * 16 + j), r[j], c[i]);
-  }
-#pragma GCC unroll 8
-  for (int i = 0; i < R; ++i, to += 8) _mm256_storeu_ps(to, add ? _mm256_add_ps(_mm256_loadu_ps(to), c[i]) : c[i]);
 }
 
 template <class Op, class Units, int R>
@@ -249,51 +226,40 @@ void run_thin_avx512(float* c, const void* a, const void* b, int64_t ldb, int64_
 }
 
 template <class Units>
-constexpr ThinKernel kThinAvx2 = {6, 8, pack<Units, 8, true>, run_thin_avx2<Units>};
+constexpr GemmKernel avx2() {
+  return {.mr = 6,
+          .nr = 16,
+          .rows_step = 1,
+          .pitch_a = 8,
+          .per_unit = Units::kPer,
+          .units_step = 1,
+          .kc = 512 * Units::kPer,
+          .pack_a = pack<Units, 8>,
+          .pack_b = pack<Units, 16>,
+          .adds_whole = true,
+          .run = run_avx2,
+          .thin = {.rows = 6, .cols = 8, .pack_a = pack<Units, 8, true>, .run = run_thin_avx2<Units>}};
+}
 template <class Op, class Units>
-constexpr ThinKernel kThinAvx512 = {8, 16, pack<Units, 8, true>, run_thin_avx512<Op, Units>};
+constexpr GemmKernel avx512() {
+  return {.mr = 14,
+          .nr = 32,
+          .rows_step = 1,
+          .pitch_a = 16,
+          .per_unit = Units::kPer,
+          .units_step = 1,
+          .kc = 512 * Units::kPer,
+          .pack_a = pack<Units, 16>,
+          .pack_b = pack<Units, 32>,
+          .adds_whole = true,
+          .run = run_avx512<Op>,
+          .thin = {.rows = 8, .cols = 16, .pack_a = pack<Units, 8, true>, .run = run_thin_avx512<Op, Units>}};
+}
 
 }  // namespace
 
-const GemmKernel kAvx2F32 = {
-    6, 16, 1, 8, 1, 1, 512, pack<F32Units, 8>, pack<F32Units, 16>, true, run_avx2, kThinAvx2<F32Units>};
-const GemmKernel kAvx2BF16 = {
-    6, 16, 1, 8, 1, 1, 512, pack<WidenedUnits, 8>, pack<WidenedUnits, 16>, true, run_avx2, kThinAvx2<WidenedUnits>};
-const GemmKernel kAvx512F32 = {14,
-                               32,
-                               1,
-                               16,
-                               1,
-                               1,
-                               512,
-                               pack_avx512<F32Units, 16>,
-                               pack_avx512<F32Units, 32>,
-                               true,
-                               run_avx512<F32Singles>,
-                               kThinAvx512<F32Singles, F32Units>};
-const GemmKernel kAvx512WidenBF16 = {14,
-                                     32,
-                                     1,
-                                     16,
-                                     1,
-                                     1,
-                                     512,
-                                     pack_avx512<WidenedUnits, 16>,
-                                     pack_avx512<WidenedUnits, 32>,
-                                     true,
-                                     run_avx512<F32Singles>,
-                                     kThinAvx512<F32Singles, WidenedUnits>};
-const GemmKernel kAvx512BF16 = {14,
-                                32,
-                                1,
-                                16,
-                                2,
-                                1,
-                                1024,
-                                pack_avx512<PairUnits, 16>,
-                                pack_avx512<PairUnits, 32>,
-                                true,
-                                run_avx512<Bf16Pairs>,
-                                kThinAvx512<Bf16Pairs, PairUnits>};
+const GemmKernel kAvx2F32 = avx2<F32Units>(), kAvx2BF16 = avx2<WidenedUnits>();
+const GemmKernel kAvx512F32 = avx512<F32Singles, F32Units>(), kAvx512WidenBF16 = avx512<F32Singles, WidenedUnits>(),
+                 kAvx512BF16 = avx512<Bf16Pairs, PairUnits>();
 
 }  // namespace t2l::cpu

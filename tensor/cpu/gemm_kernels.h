@@ -21,12 +21,12 @@ struct Ahead {
   int log2_lines;
 };
 
-// Few rows of C from B as it lies in memory, [n, k]: nothing of B is copied, it is transposed in registers.
+// A thin product: few rows of C from B as it lies in memory, [n, k], of which nothing is copied.
 struct ThinKernel {
   int rows, cols;  // the largest tile of C, [rows, cols]
   Pack pack_a;     // to [unit / 16][8 rows][16]
-  // c [rows, cols] (+)= A B over one pass of `depth` elements of k; as GemmKernel::run to the bit. Row j of B begins at
-  // b + j * ldb; those from `width` on do not exist. `ahead` and more elements further on is what will be read next.
+  // c [rows, cols] (+)= A B over one pass of `depth` elements of k, bit for bit as GemmKernel::run. Row j of B begins
+  // at b + j * ldb; those from `width` on do not exist. What is read after a row's end is `ahead` elements beyond it.
   void (*run)(float* c, const void* a, const void* b, int64_t ldb, int64_t depth, int rows, int width, bool add,
               int64_t ahead);
 };
