@@ -118,4 +118,14 @@ Var reshape(const Var& x, Shape shape) {
   });
 }
 
+Var sum_squares(const Var& x) {
+  Tensor y = Tensor::empty({1}, DType::F32, x.value.device());
+  backend(y).sum_squares(y, x.value);
+  if (!Tape::wanted({&x})) return y;
+  return Tape::record(y, [tx = GradTarget(x), xv = x.value](const Tensor& dy) {
+    const float factor = 2 * dy.to_vector<float>()[0];
+    tx.write([&](Tensor& dx, bool accumulate) { backend(dx).scale(dx, xv, factor, accumulate); });
+  });
+}
+
 }  // namespace t2l

@@ -29,6 +29,7 @@ Var cast(const Var& x, DType dtype);
 // x factor + shift, where factor and shift, [cols] each, apply to every row; either may be not given
 Var affine(const Var& x, const Var& factor, const Var& shift);
 Var reshape(const Var& x, Shape shape);
+Var sum_squares(const Var& x);  // of all elements -> f32 [1]
 
 // ---- rows.cpp
 // y[i] = x[ids[i]].  x: [m, cols]  ids: i32 [n], each in 0 .. m - 1 (checked where the ids are made) -> [n, cols]

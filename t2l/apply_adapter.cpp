@@ -69,6 +69,35 @@ AdapterBatch stack_adapters(const std::vector<AdapterSum>& sums, const DecoderCo
   return batch;
 }
 
+AdapterBatch adapters_of(const std::vector<ModuleAdapters>& generated, const HypernetConfig& net,
+                         const std::vector<int32_t>& place, float scale, const DecoderConfig& base, DType dtype) {
+  const auto count = int64_t(place.size());
+  AdapterBatch batch;
+  batch.count = count;
+  batch.scale = scale;
+  batch.layers.resize(size_t(base.layers));
+  // Generated rows are (task, layer); the model wants (layer, sample), so that a layer's weights lie together.
+  std::vector<int32_t> rows;
+  for (int64_t layer = 0; layer < net.layers; ++layer)
+    for (const int32_t task : place) rows.push_back(task * int32_t(net.layers) + int32_t(layer));
+  for (size_t m = 0; m < generated.size(); ++m) {
+    const auto by_layer = [&](const Var& x) {  // [tasks, layers, ..] -> [layers count, ..]
+      const int64_t width = x.dim(2) * x.dim(3);
+      const Var flat = reshape(x, {x.dim(0) * x.dim(1), width});
+      return cast(gather_rows(flat, Tensor::from(rows, x.value.device())), dtype);
+    };
+    const Var a = by_layer(generated[m].a), b = by_layer(generated[m].b);
+    const auto projection = size_t(parse_projection(net.modules[m].name));
+    for (int64_t layer = 0; layer < net.layers; ++layer) {
+      const auto slice = [&](const Var& all, const Var& like) {
+        return reshape(slice_rows(all, layer * count, (layer + 1) * count), {count, like.dim(2), like.dim(3)});
+      };
+      batch.layers[size_t(layer)][projection] = {slice(a, generated[m].a), slice(b, generated[m].b)};
+    }
+  }
+  return batch;
+}
+
 MergedAdapters::MergedAdapters(Decoder& decoder, const AdapterSum& sum) {
   check_fits(sum, decoder.config());
   std::map<std::string, std::vector<std::pair<float, const LoraWeights*>>> terms;  // by the weight's name

@@ -205,16 +205,31 @@ Var Decoder::block(int64_t layer, const Var& x, const Pass& pass) const {
   return add(y, out);
 }
 
-Var Decoder::hidden(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache, int64_t layer) const {
-  T2L_CHECK(layer >= -1 && layer <= config_.layers, "hidden state {} of {} layers", layer, config_.layers);
-  const int64_t blocks = layer < 0 ? config_.layers : layer;
-  const Pass pass = pack(batch, adapters, cache);
+Var Decoder::embed(const TokenBatch& batch, const Pass& pass) const {
   Var x = gather_rows(embedding_, pass.ids);
   // Gemma rounds the factor to the activations' type.
   if (config_.gemma) {
     const float factor = std::sqrt(float(config_.hidden));
     x = scale(x, options_.dtype == DType::BF16 ? float(bf16(factor)) : factor);
   }
+  if (batch.noise <= 0) return x;
+  const Tensor noise = Tensor::empty(x.shape(), DType::F32, options_.device);
+  int64_t row = 0;
+  for (size_t s = 0; s < batch.ids.size(); ++s) {
+    const auto n = int64_t(batch.ids[s].size());
+    const float most = batch.noise / std::sqrt(float(n * config_.hidden));
+    Tensor own = noise.slice(row, row + n);
+    backend(own).random_uniform(own, -most, most, {batch.noise_key.seed, batch.noise_key.stream + s});
+    row += n;
+  }
+  return add(x, noise.to(options_.dtype));
+}
+
+Var Decoder::hidden(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache, int64_t layer) const {
+  T2L_CHECK(layer >= -1 && layer <= config_.layers, "hidden state {} of {} layers", layer, config_.layers);
+  const int64_t blocks = layer < 0 ? config_.layers : layer;
+  const Pass pass = pack(batch, adapters, cache);
+  Var x = embed(batch, pass);
   for (int64_t i = 0; i < blocks; ++i) x = block(i, x, pass);
   return blocks == config_.layers ? norm(norm_, x) : x;
 }

@@ -36,12 +36,17 @@ struct TokenBatch {
   std::vector<int32_t> adapters = {};
   // With a cache: which of its sequences each sample continues. Empty: sample i continues sequence i.
   std::vector<int32_t> sequences = {};
+  // Training: uniform noise on the embeddings of a sample of n tokens, within noise / sqrt(n hidden) (Jain et al.,
+  // "NEFTune", 2023).
+  float noise = 0;
+  RandomKey noise_key = {};
 };
 
 struct DecoderOptions {
   DType dtype = DType::F32;  // of weights and activations; weights of that type on the CPU stay in the mapped file
   Device device = Device::CPU;
   std::function<void(int64_t done, int64_t all)> progress = {};  // of loading, in tensors
+  bool recompute = false;  // under a tape: only the input of each block is kept, the rest is computed again in backward
 };
 
 class Decoder {
@@ -91,6 +96,7 @@ class Decoder {
   struct Pass;
 
   Pass pack(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache) const;
+  Var embed(const TokenBatch& batch, const Pass& pass) const;
   Var block(int64_t layer, const Var& x, const Pass& pass) const;
   Var project(int64_t layer, Projection p, const Var& x, const Pass& pass) const;
   Var attend(int64_t layer, const Var& q, const Var& k, const Var& v, const Pass& pass) const;
