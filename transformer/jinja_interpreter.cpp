@@ -171,7 +171,8 @@ Interpreter::Flow Interpreter::exec_loop(const Node& n, const Value& iterable, i
   std::optional<Loop> local;
   Loop& loop = n.uses_loop || n.flag ? *make<Loop>(*this, n, iterable, depth, scope_)
                                      : local.emplace(*this, n, iterable, depth, scope_);
-  if (n.flag) keep(scope_);
+  if (n.flag || (n.uses_loop && n.children[2]))
+    keep(scope_);  // a namespace may hold `loop` longer than this scope lives
   Inner inner(*this);
   bool completed = false;  // as in Jinja: what `break` or `continue` cut short does not keep `else` away
   while (loop.advance()) {
