@@ -135,7 +135,9 @@ bool Loop::pull(Value& v) {
     Restore at(in.scope_, scope);
     Interpreter::Inner inner(in);
     in.assign(*node.children[0], v);
-    if (in.eval(*condition).truth()) return true;
+    if (!in.eval(*condition).truth()) continue;
+    v = in.eval(*node.children[0]);  // a tuple where the target is one, as loop.previtem shows
+    return true;
   }
   return false;
 }
