@@ -351,8 +351,8 @@ TEST_CASE("without adapters a token has the same bits alone, packed, prefilled a
         for (size_t at = 0; at < ids[i].size();) {  // prefilled in pieces of 20, 1, 20, 1 ..
           const size_t n = std::min<size_t>(at % 3 ? 1 : 20, ids[i].size() - at);
           const auto begin = ids[i].begin() + ptrdiff_t(at);
-          const Values y = values(
-              logits(d, {.ids = {{begin, begin + ptrdiff_t(n)}}, .sequences = {int32_t(i)}}, nullptr, &cache));
+          const Values y =
+              values(logits(d, {.ids = {{begin, begin + ptrdiff_t(n)}}, .sequences = {int32_t(i)}}, nullptr, &cache));
           stepwise.insert(stepwise.end(), y.begin(), y.end());
           at += n;
         }
