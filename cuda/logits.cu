@@ -168,20 +168,18 @@ struct Sampler {
     }
     if (warp == chosen) {
       int64_t found = 0;  // the last one kept, should rounding leave the sum below the point
-      for (int64_t i = begin; i < end; i += 32) {
+      unsigned beyond = 0;
+      for (int64_t i = begin; i < end && !beyond; i += 32) {
         const float p = kept(i + lane);
         float running = p;
+        T2L_UNROLL
         for (int distance = 1; distance < 32; distance *= 2) {
           const float before = __shfl_up_sync(0xffffffffu, running, unsigned(distance));
           if (lane >= distance) running += before;
         }
         const unsigned some = __ballot_sync(0xffffffffu, p > 0);
-        const unsigned beyond = __ballot_sync(0xffffffffu, p > 0 && below + running > point);
-        if (some) found = i + 31 - __clz(int(some));
-        if (beyond) {
-          found = i + __ffs(int(beyond)) - 1;
-          break;
-        }
+        beyond = __ballot_sync(0xffffffffu, p > 0 && below + running > point);
+        if (some) found = i + (beyond ? __ffs(int(beyond)) - 1 : 31 - __clz(int(some)));
         below += __shfl_sync(0xffffffffu, running, 31);
       }
       if (lane == 0) *id = int32_t(found);
@@ -189,8 +187,9 @@ struct Sampler {
   }
 };
 
+// At least one block on a multiprocessor: without saying so, nvcc 13 saves registers until it spills one.
 template <class T>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 1)
     sample_kernel(int32_t* ids, const T* logits, const float* uniform, int64_t vocab, float temperature, int64_t top_k,
                   float top_p) {
   __shared__ float mine[kDigits][kRowThreads], totals[kDigits];

@@ -217,6 +217,7 @@ void with_width(int64_t row, std::initializer_list<const Tensor*> tensors, F&& f
 void Cuda::segment_matmul(Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets, bool transpose_w,
                           float alpha, bool accumulate) {
   check_segments("segment_matmul", y, x, w, offsets, transpose_w);
+  T2L_CHECK(w.dtype() == x.dtype(), "segment_matmul: {} by {}", name_of(x.dtype()), name_of(w.dtype()));
   const int64_t tokens = x.dim(0), n = y.cols(), k = x.cols();
   if (y.size() == 0) return;
   const bool shrink = k > n;

@@ -35,11 +35,10 @@ inline void check_put_rows(const Tensor& y, const Tensor& x, const Tensor& ids) 
 inline void check_segments(const char* op, const Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets,
                            bool transpose_w) {
   const int64_t n = y.cols(), k = x.cols();
-  T2L_CHECK(x.dtype() == y.dtype() && (w.dtype() == x.dtype() || w.dtype() == DType::F32) && x.rank() == 2 &&
-                y.rank() == 2 && x.dim(0) == y.dim(0) && w.rank() == 3 && w.dim(1) == (transpose_w ? n : k) &&
-                w.dim(2) == (transpose_w ? k : n),
-            "{}: {} {}, {} {} and {} {}", op, name_of(y.dtype()), y.shape().str(), name_of(x.dtype()), x.shape().str(),
-            name_of(w.dtype()), w.shape().str());
+  T2L_CHECK(x.dtype() == y.dtype() && x.rank() == 2 && y.rank() == 2 && x.dim(0) == y.dim(0) && w.rank() == 3 &&
+                w.dim(1) == (transpose_w ? n : k) && w.dim(2) == (transpose_w ? k : n),
+            "{}: {} {}, {} {} and {}", op, name_of(y.dtype()), y.shape().str(), name_of(x.dtype()), x.shape().str(),
+            w.shape().str());
   check_i32(op, offsets, w.dim(0) + 1);
 }
 

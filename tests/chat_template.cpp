@@ -300,6 +300,21 @@ TEST_CASE("chat templates take what is large but not hostile", "[chat]") {
   CHECK(render("{{ d['k19999'] }} {{ d | length }} {{ d.k7 }}", {{"d", many}}) == "19999 20000 7");
 }
 
+TEST_CASE("chat templates: what outlives its block still works", "[chat]") {
+  CHECK(render("{% set ns = namespace() %}{% macro f(y) %}{% for x in [1, 2, 3] if x and y %}{% set ns.l = loop %}{% "
+               "break %}"
+               "{% endfor %}{% endmacro %}{{ f(1) }}{{ ns.l.last }} {{ ns.l.length }}") == "False 3");
+  // Jinja prints its own "missing" here: it has taken the loop's variables back.
+  CHECK(render("{% set ns = namespace() %}{% for x in [1, 2] %}{% macro f() %}{{ x }}{% endmacro %}{% set ns.f = f %}"
+               "{% endfor %}{{ ns.f() }}") == "2");
+  CHECK(
+      render("{% set ns = namespace() %}{% for x in [[1, [2]]] recursive %}{% set ns.l = loop %}{{ x if x is number }}"
+             "{% endfor %}{{ ns.l([3, 4]) }}") == "34");
+  CHECK(render(
+            "{% set ns = namespace(g=[3, 4] | map('string')) %}{{ ns.g | first }}{{ ns.g | list }}{{ ns.g | list }}") ==
+        "3['4'][]");
+}
+
 TEST_CASE("JSON that nests too deeply is refused by chat templates", "[chat]") {
   OrderedJson deep = 1;
   for (int i = 0; i < 150; ++i) deep = OrderedJson::array({deep});

@@ -334,6 +334,34 @@ TEST_CASE("packed equals one by one, with an adapter for each sample") {
     }
 }
 
+TEST_CASE("without adapters a token has the same bits alone, packed, prefilled and behind a cache") {
+  std::mt19937 random(5);
+  for (const Model& m : committed())
+    for (const DType dtype : {DType::F32, DType::BF16}) {
+      CAPTURE(m.name, name_of(dtype));
+      const Decoder d = Decoder::load(m.dir, {.dtype = dtype});
+      TokenIds ids;
+      for (const int64_t n : {70, 1, 33, 9}) ids.push_back(random_ids(random, n, d.config().vocab));
+      const Values packed = values(logits(d, {.ids = ids}));
+      Values alone, stepwise;
+      KvCache cache(d.config(), {70, 1, 33, 9}, dtype, Device::CPU);
+      for (size_t i = 0; i < ids.size(); ++i) {
+        const Values x = values(logits(d, {.ids = {ids[i]}}));
+        alone.insert(alone.end(), x.begin(), x.end());
+        for (size_t at = 0; at < ids[i].size();) {  // prefilled in pieces of 20, 1, 20, 1 ..
+          const size_t n = std::min<size_t>(at % 3 ? 1 : 20, ids[i].size() - at);
+          const auto begin = ids[i].begin() + ptrdiff_t(at);
+          const Values y =
+              values(logits(d, {.ids = {{begin, begin + ptrdiff_t(n)}}, .sequences = {int32_t(i)}}, nullptr, &cache));
+          stepwise.insert(stepwise.end(), y.begin(), y.end());
+          at += n;
+        }
+      }
+      CHECK(alone == packed);
+      CHECK(stepwise == packed);
+    }
+}
+
 TEST_CASE("a cache gives what the full forward pass gives") {
   std::mt19937 random(2);
   for (const Model& m : committed())

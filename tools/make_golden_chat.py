@@ -266,7 +266,7 @@ def main():
     rows = []
 
     def add(source, conversation, prompt, tools, keep_failure=True):
-        result = render(source, conversation, prompt, tools=TOOLS if tools else None, documents=None)
+        result = render(source, conversation, prompt, tools=json.loads(json.dumps(TOOLS)) if tools else None, documents=None)
         if result and (keep_failure or "text" in result): rows.append({"source": source, "conversation": conversation, "prompt": prompt, "tools": tools} | result)
 
     for source in TEMPLATES.values():

@@ -135,7 +135,9 @@ bool Loop::pull(Value& v) {
     Restore at(in.scope_, scope);
     Interpreter::Inner inner(in);
     in.assign(*node.children[0], v);
-    if (in.eval(*condition).truth()) return true;
+    if (!in.eval(*condition).truth()) continue;
+    v = in.eval(*node.children[0]);  // a tuple where the target is one, as loop.previtem shows
+    return true;
   }
   return false;
 }
@@ -171,7 +173,8 @@ Interpreter::Flow Interpreter::exec_loop(const Node& n, const Value& iterable, i
   std::optional<Loop> local;
   Loop& loop = n.uses_loop || n.flag ? *make<Loop>(*this, n, iterable, depth, scope_)
                                      : local.emplace(*this, n, iterable, depth, scope_);
-  if (n.flag) keep(scope_);
+  if (n.flag || (n.uses_loop && n.children[2]))
+    keep(scope_);  // a namespace may hold `loop` longer than this scope lives
   Inner inner(*this);
   bool completed = false;  // as in Jinja: what `break` or `continue` cut short does not keep `else` away
   while (loop.advance()) {

@@ -113,12 +113,16 @@ std::string fold(View s) {
 }
 
 std::string title(View s) {
+  const std::string small = lower(s);  // as a whole: a sigma's form depends on what stands around it
   std::string out;
   bool previous = false;
-  for (size_t at = 0; at < s.size();) {
+  for (size_t at = 0, at_small = 0; at < s.size();) {
     const size_t begin = at;
     const char32_t c = next_code_point(s, at);
-    out += previous ? lower(s.substr(begin, at - begin)) : title_of(s.substr(begin, at - begin));
+    const View one = s.substr(begin, at - begin);
+    const size_t n = lower(one).size();
+    out += previous ? small.substr(at_small, n) : title_of(one);
+    at_small += n;
     previous = is_cased(c);
   }
   return out;
@@ -140,7 +144,7 @@ std::string swap_case(View s) {
 std::string capitalize(View s) {
   if (s.empty()) return {};
   const size_t first = offset_of(s, 1);
-  return title_of(s.substr(0, first)) + lower(s.substr(first));
+  return title_of(s.substr(0, first)) + lower(s).substr(lower(s.substr(0, first)).size());
 }
 
 size_t offset_of(View s, size_t n) {

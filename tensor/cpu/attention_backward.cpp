@@ -274,15 +274,18 @@ class Backward {
   void add_heads(const Tensor& dx, const Tensor& of_heads) const {
     T* to = dx.data<T>();
     const float* from = of_heads.data<float>();
-    for (int64_t s = 0; s < n_.samples; ++s)
-      parallel(k_len_[s] * n_.kv_heads, kGrain / (n_.group * n_.dim) + 1, [&](int64_t begin, int64_t end) {
-        for (int64_t i = k_begin_[s] * n_.kv_heads + begin; i < k_begin_[s] * n_.kv_heads + end; ++i)
+    const int64_t parts = omp_get_max_threads();  // of every sample, in one parallel region
+    parallel(parts, 1, [&](int64_t part, int64_t end) {
+      for (int64_t s = 0; s < n_.samples; ++s) {
+        const int64_t begin = k_begin_[s] * n_.kv_heads, rows = k_len_[s] * n_.kv_heads;
+        for (int64_t i = begin + rows * part / parts; i < begin + rows * end / parts; ++i)
           for (int64_t d = 0; d < n_.dim; ++d) {
             float sum = 0;
             for (int64_t g = 0; g < n_.group; ++g) sum += from[(i * n_.group + g) * n_.dim + d];
             to[i * n_.dim + d] = T(sum);
           }
-      });
+      }
+    });
   }
 
   const AttentionSizes n_;

@@ -13,9 +13,8 @@
 namespace t2l::cpu {
 namespace {
 
-constexpr int64_t kRows = 128, kCols = 1024;  // of the largest tile: half a megabyte
-constexpr int64_t kLeastRows = 16, kLeastCols = 64;
-
+constexpr int64_t kRows = 128, kCols = 1024;         // of the largest tile: half a megabyte
+constexpr int64_t kLeastRows = 16, kLeastCols = 64;  // and of the smallest that gives all threads something to do
 constexpr int64_t kFewRows = 8;
 
 // A product into C, and how.
@@ -147,6 +146,14 @@ void compute(const std::vector<Tile>& tiles, float alpha) {
   }
 }
 
+// The offsets, which no sample may leave.
+const int32_t* checked(const Tensor& offsets, int64_t tokens) {
+  const auto o = offsets.host<int32_t>();
+  T2L_CHECK(o.front() == 0 && o.back() == tokens && std::is_sorted(o.begin(), o.end()),
+            "{} segments of {} rows from {} to {}", o.size() - 1, tokens, o.front(), o.back());
+  return o.data();
+}
+
 int64_t share(int64_t n, int64_t least, int64_t most) {
   return std::clamp(n / (2 * omp_get_max_threads()) / least * least, least, most);
 }
@@ -156,8 +163,9 @@ int64_t share(int64_t n, int64_t least, int64_t most) {
 void Cpu::segment_matmul(Tensor& y, const Tensor& x, const Tensor& w, const Tensor& offsets, bool transpose_w,
                          float alpha, bool accumulate) {
   check_segments("segment_matmul", y, x, w, offsets, transpose_w);
+  T2L_CHECK(w.dtype() == x.dtype(), "segment_matmul: {} by {}", name_of(x.dtype()), name_of(w.dtype()));
   const int64_t n = y.cols(), k = x.cols();
-  const int32_t* offset = offsets.data<int32_t>();
+  const int32_t* offset = checked(offsets, x.dim(0));
   std::vector<Tile> tiles;
   for (int64_t s = 0; s + 1 < offsets.size(); ++s) {
     const Gemm g{.c = const_cast<void*>(at(y.raw(), y.dtype(), offset[s] * n)),
@@ -182,7 +190,7 @@ void Cpu::segment_matmul_weight(Tensor& dw, const Tensor& dy, const Tensor& x, c
                                 bool accumulate) {
   check_segments("segment_matmul_weight", dy, x, dw, offsets, true);
   const int64_t n = dy.cols(), k = x.cols();
-  const int32_t* offset = offsets.data<int32_t>();
+  const int32_t* offset = checked(offsets, x.dim(0));
   std::vector<Tile> tiles;
   for (int64_t s = 0; s + 1 < offsets.size(); ++s) {
     const Gemm g{.c = const_cast<void*>(at(dw.raw(), dw.dtype(), s * n * k)),
