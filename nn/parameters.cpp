@@ -116,6 +116,13 @@ const Tensor& Parameters::grads() const {
   return grads_;
 }
 
+std::optional<std::pair<int64_t, int64_t>> Parameters::place(const std::string& name) const {
+  const Entry& e = at(name);
+  if (!e.slot) return {};
+  const int64_t begin = e.value.data<float>() - values_.data<float>();
+  return std::pair(begin, begin + e.shape.elements());
+}
+
 void Parameters::clear_grads() {
   for (Entry& e : entries_)
     if (e.slot) e.slot->clear();

@@ -5,6 +5,7 @@
 // of gradients, so that the optimizer, the gradient norm and a checkpoint are one kernel or one write each.
 #pragma once
 #include <functional>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -53,6 +54,9 @@ class Parameters {
   const Tensor& values() const { return values_; }
   const Tensor& grads() const;  // parameters that got no gradient since clear_grads() have zero
   void clear_grads();           // the next gradients overwrite
+  // Where a trainable parameter lies in the slab: its first element and the one behind its last. Nothing if it is
+  // fixed.
+  std::optional<std::pair<int64_t, int64_t>> place(const std::string& name) const;
 
  private:
   struct Entry {

@@ -1,0 +1,187 @@
+#include "t2l/trainer.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <charconv>
+#include <chrono>
+#include <cmath>
+#include <filesystem>
+#include <numbers>
+
+namespace t2l {
+namespace {
+
+namespace fs = std::filesystem;
+
+// Where a run stands. A checkpoint has this as state.json, beside parameters.safetensors and optimizer.safetensors.
+struct Position {
+  int64_t iteration = 0, updates = 0;  // done
+  uint64_t metrics_bytes = 0;          // of metrics.jsonl up to here
+};
+
+std::string step_name(int64_t updates) { return fmt::format("step_{}", updates); }
+
+// The numbers of the checkpoints that are complete, rising.
+std::vector<int64_t> checkpoints(const std::string& folder) {
+  std::vector<int64_t> found;
+  if (!fs::is_directory(folder)) return found;
+  for (auto& entry : fs::directory_iterator(folder)) {
+    const std::string name = entry.path().filename().string();
+    int64_t n = -1;
+    if (!name.starts_with("step_")) continue;
+    const auto [end, error] = std::from_chars(name.data() + 5, name.data() + name.size(), n);
+    if (error == std::errc() && end == name.data() + name.size() && n >= 0) found.push_back(n);
+  }
+  std::sort(found.begin(), found.end());
+  return found;
+}
+
+NamedTensors by_name(const Parameters& p, const Tensor& slab) {
+  NamedTensors tensors;
+  for (const std::string& name : p.names())
+    if (const auto place = p.place(name)) {
+      const auto [begin, end] = *place;
+      tensors.emplace_back(name, slab.slice(begin, end).reshape(p.shape(name)));
+    }
+  return tensors;
+}
+
+void copy_in(const Parameters& p, const Tensor& slab, const SafeTensors& file, const std::string& prefix = "") {
+  for (const auto& [name, tensor] : by_name(p, slab)) {
+    const Tensor value = file.get(prefix + name);
+    if (value.dtype() != DType::F32 || value.shape() != tensor.shape())
+      fail("{}: tensor '{}' is not the {} that the run has", file.path(), prefix + name, tensor.shape().str());
+    tensor.copy_from(value.to(tensor.device()));
+  }
+}
+
+class Metrics {
+ public:
+  Metrics(const std::string& path, uint64_t keep) : path_(path) {
+    file_ = std::fopen(path.c_str(), keep ? "r+" : "w");
+    if (!file_) fail("{}: cannot be written; check the directory's permissions", path);
+    if (keep && (::ftruncate(::fileno(file_), off_t(keep)) || std::fseek(file_, 0, SEEK_END)))
+      fail("{}: cannot be cut back to the checkpoint", path);
+    bytes_ = keep;
+  }
+  ~Metrics() { std::fclose(file_); }
+  Metrics(const Metrics&) = delete;
+
+  void write(const Json& row) {
+    const std::string line = row.dump() + "\n";
+    if (std::fwrite(line.data(), 1, line.size(), file_) != line.size() || std::fflush(file_))
+      fail("{}: cannot be written; is the disk full?", path_);
+    bytes_ += line.size();
+  }
+  uint64_t bytes() const { return bytes_; }
+
+ private:
+  std::string path_;
+  std::FILE* file_ = nullptr;
+  uint64_t bytes_ = 0;
+};
+
+}  // namespace
+
+double Schedule::operator()(int64_t update) const {
+  if (update < warmup) return peak * double(update) / double(std::max<int64_t>(warmup, 1));
+  const double left = double(std::max<int64_t>(total - update, 0)) / double(std::max<int64_t>(total - warmup, 1));
+  return decay == Decay::Linear ? peak * left : peak * (1 + std::cos(std::numbers::pi * (1 - left))) / 2;
+}
+
+void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hooks, const std::string& out,
+           const Json& config, bool resume) {
+  const std::string folder = out + "/checkpoints";
+  fs::create_directories(folder);
+  AdamW settings = plan.adamw;
+  settings.step = 1;
+  Optimizer optimizer(parameters, settings);
+  Position at;
+  if (const std::vector<int64_t> steps = checkpoints(folder); resume && !steps.empty()) {
+    const std::string from = folder + "/" + step_name(steps.back());
+    const Json json = read_json(from + "/state.json");
+    const Object state(json, from + "/state.json");
+    const Object before = state.get_object("config");
+    for (const auto& [key, value] : config.items()) {
+      const Json* old = before.find(key.c_str());
+      if ((old ? *old : Json()) != value)
+        fail("--resume: '{}' was {} and is now {}; resume with the run's own settings", key,
+             (old ? *old : Json()).dump(), value.dump());
+    }
+    at = {state.get_int("iteration", 0), state.get_int("updates", 0), uint64_t(state.get_int("metrics_bytes", 0))};
+    copy_in(parameters, parameters.values(), SafeTensors::open(from + "/parameters.safetensors"));
+    const SafeTensors moments = SafeTensors::open(from + "/optimizer.safetensors");
+    const Tensor m = Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device()),
+                 v = m.clone();
+    copy_in(parameters, m, moments, "m.");
+    copy_in(parameters, v, moments, "v.");
+    optimizer.restore(m, v, at.updates);
+  }
+  Metrics metrics(out + "/metrics.jsonl", at.metrics_bytes);
+
+  const auto save = [&] {
+    {
+      OutputDirectory checkpoint(folder + "/" + step_name(at.updates), true);
+      write_safetensors(checkpoint.file("parameters.safetensors"), by_name(parameters, parameters.values()));
+      NamedTensors moments;
+      for (const auto& [prefix, slab] :
+           {std::pair("m.", &optimizer.first_moment()), std::pair("v.", &optimizer.second_moment())})
+        for (auto& [name, tensor] : by_name(parameters, *slab)) moments.emplace_back(prefix + name, tensor);
+      write_safetensors(checkpoint.file("optimizer.safetensors"), moments);
+      write_text_file(checkpoint.file("state.json"), Json{{"iteration", at.iteration},
+                                                          {"updates", at.updates},
+                                                          {"metrics_bytes", at.metrics_bytes},
+                                                          {"config", config}}
+                                                             .dump(1) +
+                                                         "\n");
+      checkpoint.commit();
+    }
+    std::vector<int64_t> steps = checkpoints(folder);
+    for (size_t i = 0; plan.keep_last > 0 && i + size_t(plan.keep_last) < steps.size(); ++i)
+      fs::remove_all(folder + "/" + step_name(steps[i]));
+  };
+
+  int64_t saved = at.updates;
+  for (int64_t i = at.iteration; i < plan.iterations; ++i) {
+    const auto start = std::chrono::steady_clock::now();
+    MicroBatch micro = hooks.forward(i);
+    const bool update = (i + 1) % plan.accumulate == 0;
+    if (update || !plan.official_accumulation)
+      backward({{micro.loss, Tensor::full({1}, 1 / float(plan.accumulate), micro.loss.value.device())}});
+    else
+      Tape::clear();
+    const double lr = plan.schedule(at.updates);
+    Json row = micro.metrics;
+    row["step"] = i + 1;
+    row["loss"] = micro.loss.value.to_vector<float>()[0];
+    row["lr"] = lr;
+    row["updated"] = update;
+    row["grad_norm"] = nullptr;
+    if (!std::isfinite(row["loss"].get<double>()))
+      fail("the loss of step {} is {}; lower lr, or look at the data of that step", i + 1, row["loss"].get<double>());
+    if (update) {
+      if (at.updates == 0 && !plan.dump_grads.empty())
+        write_safetensors(plan.dump_grads, by_name(parameters, parameters.grads()));
+      row["grad_norm"] = optimizer.step(lr);
+      ++at.updates;
+    }
+    row["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+    metrics.write(row);
+    at.iteration = i + 1;
+    at.metrics_bytes = metrics.bytes();
+    if (hooks.progress) hooks.progress(i, row);
+    const bool due = update && plan.save_every > 0 && at.updates % plan.save_every == 0;
+    if (due) save(), saved = at.updates;
+    if (hooks.check_interrupt) try {
+        hooks.check_interrupt();
+      } catch (...) {
+        // Between updates the collected gradients are not kept: the run goes on from the last update's checkpoint.
+        if (update && saved != at.updates) save();
+        throw;
+      }
+  }
+  if (at.updates != saved || plan.save_every == 0) save();
+}
+
+}  // namespace t2l

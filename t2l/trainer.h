@@ -1,0 +1,53 @@
+// The training loop, whatever is learnt: micro-batches, accumulation, clipping, AdamW, the schedule, metrics, and runs
+// that survive. After any interruption a resumed run ends with the bytes of an uninterrupted one: all that a step
+// depends on is its number, the seed, and what a checkpoint holds.
+#pragma once
+#include <functional>
+
+#include "nn/optimizer.h"
+#include "tensor/json.h"
+#include "tensor/safetensors.h"
+
+namespace t2l {
+
+// Learning rate of an update, counted from 0: linear warm-up, then linear or cosine decay to 0 (transformers'
+// get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup). The first update has rate 0 where it warms up.
+struct Schedule {
+  enum class Decay : uint8_t { Linear, Cosine } decay = Decay::Linear;
+  double peak = 1e-4;
+  int64_t warmup = 0, total = 0;  // updates
+
+  double operator()(int64_t update) const;
+};
+
+struct TrainPlan {
+  int64_t iterations = 0;  // micro-batches
+  int64_t accumulate = 1;  // micro-batches an update
+  // The official loop drops the gradient of all but the last micro-batch of an update (its zero_grad stands before
+  // backward) and still divides by their number.
+  bool official_accumulation = false;
+  Schedule schedule;
+  AdamW adamw;             // with max_norm
+  int64_t save_every = 0;  // updates; 0: at the end only
+  int64_t keep_last = 2;   // checkpoints
+  std::string dump_grads;  // safetensors of the gradients that enter the first clipping; empty: none
+};
+
+// What a micro-batch gave: the loss to minimise, and what metrics.jsonl shall say of it besides.
+struct MicroBatch {
+  Var loss;  // f32 [1]
+  Json metrics = Json::object();
+};
+
+struct TrainHooks {
+  std::function<MicroBatch(int64_t iteration)> forward;
+  std::function<void(int64_t iteration, const Json& row)> progress = {};
+  std::function<void()> check_interrupt = {};  // throws to stop; the state is saved first
+};
+
+// Trains `parameters` (committed) in the directory `out`, which has metrics.jsonl and checkpoints/step_N/. `config` is
+// what must be the same when a run is resumed. With resume, goes on from the last checkpoint, if there is one.
+void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hooks, const std::string& out,
+           const Json& config, bool resume);
+
+}  // namespace t2l
