@@ -229,9 +229,21 @@ Var Decoder::embed(const TokenBatch& batch, const Pass& pass) const {
 Var Decoder::hidden(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache, int64_t layer) const {
   T2L_CHECK(layer >= -1 && layer <= config_.layers, "hidden state {} of {} layers", layer, config_.layers);
   const int64_t blocks = layer < 0 ? config_.layers : layer;
-  const Pass pass = pack(batch, adapters, cache);
-  Var x = embed(batch, pass);
-  for (int64_t i = 0; i < blocks; ++i) x = block(i, x, pass);
+  // Backward may run blocks again when the caller's adapters are gone, so the pass keeps them.
+  const auto kept = adapters ? std::make_shared<const AdapterBatch>(*adapters) : nullptr;
+  const auto pass = std::make_shared<const Pass>(pack(batch, kept.get(), cache));
+  Var x = embed(batch, *pass);
+  for (int64_t i = 0; i < blocks; ++i) {
+    if (!options_.recompute) {
+      x = block(i, x, *pass);
+      continue;
+    }
+    std::vector<Var> inputs = {x};  // all that may want a gradient
+    for (size_t p = 0; kept && p < kProjections; ++p)
+      for (const Var* v : {&kept->layers[size_t(i)][p].a, &kept->layers[size_t(i)][p].b})
+        if (*v) inputs.push_back(*v);
+    x = checkpoint([this, i, pass, kept](const std::vector<Var>& in) { return block(i, in[0], *pass); }, inputs);
+  }
   return blocks == config_.layers ? norm(norm_, x) : x;
 }
 
