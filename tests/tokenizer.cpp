@@ -6,6 +6,7 @@
 #include <zlib.h>
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <thread>
@@ -419,6 +420,22 @@ TEST_CASE("tokenizers: ids handed in", "[tokenizer][expected]") {
   }
   CAPTURE(first);
   CHECK(wrong == 0);
+}
+
+TEST_CASE("tokenizers: speed", "[.speed]") {
+  const char *folder = std::getenv("T2L_SPEED_TOKENIZER"), *path = std::getenv("T2L_SPEED_TEXT");
+  if (!folder || !path) return skip("tools/check_tokenizer.py sets T2L_SPEED_TOKENIZER and T2L_SPEED_TEXT");
+  const Tokenizer t = Tokenizer::load(folder);
+  const std::string text = read_text_file(path);
+  double best = 1e9;
+  size_t tokens = 0;
+  for (int run = 0; run < 7; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    tokens = t.encode(text).size();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  WARN(fmt::format("{} tokens, {:.1f} MiB/s", tokens, static_cast<double>(text.size()) / best / (1 << 20)));
+  CHECK(tokens > 0);
 }
 
 }  // namespace t2l

@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstring>
+#include <limits>
 #include <optional>
 #include <queue>
 
@@ -252,6 +253,10 @@ class Bpe : public CachedModel {
   struct Symbol {
     int32_t id, previous, next;  // neighbours by index, -1: none
   };
+  struct Pair {
+    int32_t id;            // of its left symbol
+    int32_t rank, merged;  // with the next one
+  };
   struct Candidate {
     int32_t rank, left, id;  // left: index of the left symbol
     bool operator<(const Candidate& o) const {
@@ -326,12 +331,10 @@ class Bpe : public CachedModel {
   // A character outside the vocabulary becomes its byte tokens if all of them exist, else the unknown token, else
   // nothing. As in the library an unknown token waits until the next character that is in the vocabulary: byte tokens
   // overtake it.
-  void read_characters(std::string_view word, std::vector<Symbol>& symbols) const {
+  // Calls add(id) for each symbol, at most one a byte.
+  template <class Add>
+  void read_characters(std::string_view word, Add add) const {
     bool waiting = false;
-    const auto add = [&](int32_t id) {
-      const auto i = static_cast<int32_t>(symbols.size());
-      symbols.push_back({id, i - 1, i + 1});
-    };
     const auto flush = [&] {
       if (waiting) add(*unknown_);
       waiting = false;
@@ -357,16 +360,47 @@ class Bpe : public CachedModel {
       }
     }
     flush();
-    if (!symbols.empty()) symbols.back().next = -1;
   }
 
   void encode_word(std::string_view word, std::vector<int32_t>& ids) const override {
     if (!whole_words_.empty()) {
       if (const auto id = find(whole_words_, std::string(word))) return ids.push_back(*id);
     }
+    word.size() <= short_word ? merge_short(word, ids) : merge_long(word, ids);
+  }
+
+  // Among a few pairs the lowest is found faster by looking at all of them.
+  void merge_short(std::string_view word, std::vector<int32_t>& ids) const {
+    Pair pairs[short_word];
+    size_t n = 0;
+    read_characters(word, [&](int32_t id) { pairs[n++].id = id; });
+    const auto look_up = [&](size_t i) {
+      const auto* m = i + 1 < n ? merges_.find(pairs[i].id, pairs[i + 1].id) : nullptr;
+      pairs[i].rank = m ? m->rank : no_rank;
+      pairs[i].merged = m ? m->id : -1;
+    };
+    for (size_t i = 0; i < n; ++i) look_up(i);
+    while (n > 1) {
+      Pair* best = std::min_element(pairs, pairs + n, [](const Pair& a, const Pair& b) { return a.rank < b.rank; });
+      if (best->rank == no_rank) break;
+      best->id = best->merged;
+      std::copy(best + 2, pairs + n, best + 1);
+      --n;
+      const auto at = static_cast<size_t>(best - pairs);
+      look_up(at);
+      if (at > 0) look_up(at - 1);
+    }
+    for (size_t i = 0; i < n; ++i) ids.push_back(pairs[i].id);
+  }
+
+  void merge_long(std::string_view word, std::vector<int32_t>& ids) const {
     std::vector<Symbol> symbols;
     symbols.reserve(word.size());
-    read_characters(word, symbols);
+    read_characters(word, [&](int32_t id) {
+      const auto i = static_cast<int32_t>(symbols.size());
+      symbols.push_back({id, i - 1, i + 1});
+    });
+    if (!symbols.empty()) symbols.back().next = -1;
     std::priority_queue<Candidate> queue;
     const auto propose = [&](int32_t left) {
       if (left < 0 || symbols[left].next < 0) return;
@@ -394,6 +428,9 @@ class Bpe : public CachedModel {
       if (s.id >= 0) ids.push_back(s.id);
     }
   }
+
+  static constexpr size_t short_word = 32;  // bytes
+  static constexpr int32_t no_rank = std::numeric_limits<int32_t>::max();
 
   MergeTable merges_;
   bool byte_level_, fuse_unknown_, words_separate_ = false;
