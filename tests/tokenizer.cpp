@@ -12,12 +12,14 @@
 #include <thread>
 
 #include "tensor/json.h"
+#include "transformer/tokenizer_words.h"
 
 namespace t2l {
 namespace {
 
 namespace fs = std::filesystem;
 using Ids = std::vector<int32_t>;
+using namespace std::string_literals;
 
 fs::path repository() { return fs::path(__FILE__).parent_path().parent_path(); }
 
@@ -207,6 +209,36 @@ TEST_CASE("merges across words are found", "[tokenizer]") {
   CHECK(ids({"\u2581 b", "a \u2581b"}, "a b b") == Ids{4, 3});
   CHECK(ids({"a \u2581", "\u2581 b"}, "a b b") == Ids{5, 2, 3});
   CHECK(ids({"\u2581 \u2581", "\u2581 b"}, "a   b") == Ids{1, 6, 3});
+  CHECK(ids({"\u2581 b", "a \u2581b"}, "a ba b") == Ids{4, 4});
+}
+
+TEST_CASE("the scanner finds the words of its patterns", "[tokenizer]") {
+  CHECK_FALSE(WordScanner::known(gpt2_words + "|x"));
+  const std::vector<std::string> units = {"'",   "s",       "LL",     "re",     "ve",     "T",      "a",      "Zz",
+                                          " ",   "  ",      "\n",     "\r\n",   "\t",     "\v",     "\f",     "7",
+                                          "123", "!",       "_(",     "\0"s,    "\x1C",   "\x7F",   "\u017F", "\u212A",
+                                          "é",   "e\u0301", "中",     "\u00A0", "\u0085", "\u3000", "\u180E", "\u2028",
+                                          "½",   "٣",       "\u200D", "😀",      "\uFFFD", "—",      "\u0378"};
+  uint32_t random = 7;
+  const auto below = [&](size_t n) { return ((random = random * 1664525 + 1013904223) >> 8) % n; };
+  for (const std::string& pattern : {gpt2_words, llama3_words, qwen_words}) {
+    const auto words = WordScanner::known(pattern);
+    REQUIRE(words);
+    const Regex regex(pattern);
+    for (int trial = 0; trial < 20'000; ++trial) {
+      // Mostly ASCII, or anything; few different units, so that runs come about.
+      std::string text;
+      const size_t kinds = trial % 2 ? 20 : units.size(), first = below(kinds), some = 1 + below(kinds);
+      for (size_t n = below(14); n > 0; --n) text += units[(first + below(some)) % kinds];
+      Match match{};
+      for (size_t at = 0; at < text.size(); at = match.end) {
+        REQUIRE(regex.find(text, at, match));
+        if (match.begin != at || match.end != words->end(text, at)) {
+          FAIL(pattern << ": '" << text << "' at " << at << ": " << words->end(text, at) << ", not " << match.end);
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("long texts of one word take linear time", "[tokenizer]") {

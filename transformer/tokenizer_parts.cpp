@@ -73,7 +73,7 @@ Pattern match_code_point(bool (*property)(char32_t)) {
 
 Pattern match_string(const std::string& needle) {
   return [needle](std::string_view text, size_t from, Match& match) {
-    match.begin = text.find(needle, from);
+    match.begin = needle.size() == 1 ? text.find(needle[0], from) : text.find(needle, from);
     match.end = match.begin + needle.size();
     return match.begin != std::string_view::npos;
   };
@@ -200,20 +200,17 @@ Normalizer keep_if_not(bool (*property)(char32_t)) {
 Normalizer bert_normalizer(const Object& json) {
   const bool clean = json.get_bool_or("clean_text", true), chinese = json.get_bool_or("handle_chinese_chars", true);
   const bool lower = json.get_bool_or("lowercase", true), strip_accents = json.get_bool_or("strip_accents", lower);
-  constexpr char dropped = -1;
+  constexpr char elsewhere = -1;
   const auto of_ascii = ascii_table([=](char32_t c) {
-    const bool white = is_space(c), upper = c >= 'A' && c <= 'Z';
-    if (clean && is_bert_control(c) && c != '\t' && c != '\n' && c != '\r') return dropped;
-    return static_cast<char>(clean && white ? ' ' : lower && upper ? c + 32 : c);
+    const bool space = is_space(c), upper = c >= 'A' && c <= 'Z';
+    if (clean && is_bert_control(c) && c != '\t' && c != '\n' && c != '\r') return elsewhere;
+    return static_cast<char>(clean && space ? ' ' : lower && upper ? c + 32 : c);
   });
-  return [=, drop_accents = keep_if_not(is_bert_accent)](std::string& text) {
+  // Only marks that stand side by side affect each other: a stretch of what is not ASCII, or to be dropped, is
+  // normalized by itself.
+  const auto beyond_ascii = [=, drop_accents = keep_if_not(is_bert_accent)](std::string_view text) {
     std::string out;
-    out.reserve(text.size());
     for_code_points(text, [&](char32_t c) {
-      if (c < of_ascii.size()) {
-        if (of_ascii[c] != dropped) out += of_ascii[c];
-        return;
-      }
       if (clean && (c == 0xFFFD || is_bert_control(c))) return;
       if (clean && is_space(c)) c = ' ';
       if (chinese && is_chinese(c)) {
@@ -223,13 +220,24 @@ Normalizer bert_normalizer(const Object& json) {
       }
       append_code_point(out, c);
     });
-    text = std::move(out);
-    if (is_ascii(text)) return;
     if (strip_accents) {
-      normalize(text, NormalForm::D);
-      drop_accents(text);
+      normalize(out, NormalForm::D);
+      drop_accents(out);
     }
-    if (lower) lowercase(text);
+    if (lower) lowercase(out);
+    return out;
+  };
+  return [=](std::string& text) {
+    std::string out;
+    out.reserve(text.size());
+    const auto ascii = [&](size_t at) { return text[at] < 0 ? elsewhere : of_ascii[static_cast<uint8_t>(text[at])]; };
+    for (size_t at = 0; at < text.size();) {
+      const size_t begin = at;
+      while (at < text.size() && ascii(at) == elsewhere) ++at;
+      if (begin < at) out += beyond_ascii(std::string_view(text).substr(begin, at - begin));
+      for (char c; at < text.size() && (c = ascii(at)) != elsewhere; ++at) out += c;
+    }
+    text = std::move(out);
   };
 }
 
