@@ -212,6 +212,48 @@ TEST_CASE("merges across words are found", "[tokenizer]") {
   CHECK(ids({"\u2581 b", "a \u2581b"}, "a ba b") == Ids{4, 4});
 }
 
+TEST_CASE("any merges of any text are those of the definition", "[tokenizer]") {
+  uint32_t random = 3;
+  const auto below = [&](size_t n) { return ((random = random * 1664525 + 1013904223) >> 8) % n; };
+  const std::vector<std::string> alphabet = {"\u2581", "a", "b", ",", "\u00E9", "\u4E2D"};
+  for (int trial = 0; trial < 400; ++trial) {
+    std::vector<std::string> tokens = alphabet;
+    std::vector<std::array<size_t, 3>> merges;  // left, right, both
+    Json json = Json::parse(R"({"model": {"type": "BPE"}})");
+    json["model"]["merges"] = Json::array();
+    for (size_t n = below(12); n > 0; --n) {
+      const size_t left = below(tokens.size()), right = below(tokens.size());
+      const std::string both = tokens[left] + tokens[right];
+      if (std::find(tokens.begin(), tokens.end(), both) != tokens.end()) continue;
+      json["model"]["merges"].push_back(Json::array({tokens[left], tokens[right]}));
+      merges.push_back({left, right, tokens.size()});
+      tokens.push_back(both);
+    }
+    for (size_t i = 0; i < tokens.size(); ++i) json["model"]["vocab"][tokens[i]] = i;
+    std::string text;
+    std::vector<size_t> expected;
+    for (size_t n = below(trial % 4 ? 12 : 80); n > 0; --n) {
+      const size_t i = below(alphabet.size() + 1);
+      text += i < alphabet.size() ? alphabet[i] : "?";  // not in the vocabulary: left out
+      if (i < alphabet.size()) expected.push_back(i);
+    }
+    for (size_t best = 0; best < merges.size();) {  // the lowest that there is, leftmost, again and again
+      const auto [left, right, both] = merges[best];
+      size_t i = 0;
+      while (i + 1 < expected.size() && !(expected[i] == left && expected[i + 1] == right)) ++i;
+      if (i + 1 >= expected.size()) {
+        ++best;
+        continue;
+      }
+      expected[i] = both;
+      expected.erase(expected.begin() + static_cast<ptrdiff_t>(i) + 1);
+      best = 0;
+    }
+    CAPTURE(json.dump(), text);
+    CHECK(Tokenizer::parse(json.dump(), "x").encode(text) == Ids(expected.begin(), expected.end()));
+  }
+}
+
 TEST_CASE("the scanner finds the words of its patterns", "[tokenizer]") {
   CHECK_FALSE(WordScanner::known(gpt2_words + "|x"));
   const std::vector<std::string> units = {"'",   "s",       "LL",     "re",     "ve",     "T",      "a",      "Zz",
