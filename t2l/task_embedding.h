@@ -20,11 +20,11 @@ Tensor normalise_embedding(const Tensor& x);
 
 // How a description becomes the embedding that the hypernetwork was trained with.
 struct EncoderSpec {
-  std::string model;           // name or path; empty: the base model itself, or none where the tasks are one-hot
-  int64_t layer = -1;          // of a base model: which of its layers + 1 hidden states, negative from the end
-  std::string pooling;         // cls, mean, last_token; empty: as the model's own files say
-  std::string prefix, suffix;  // around a description
-  bool normalise = true;       // to length sqrt(dim)
+  std::string model = {};    // name or path; empty: the base model itself, or none where the tasks are one-hot
+  int64_t layer = -1;        // of a base model: which of its layers + 1 hidden states, negative from the end
+  std::string pooling = {};  // cls, mean, last_token; empty: as the model's own files say
+  std::string prefix = {}, suffix = {};  // around a description
+  bool normalise = true;                 // to length sqrt(dim)
   int64_t dim = 0;
 };
 

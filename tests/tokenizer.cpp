@@ -6,17 +6,20 @@
 #include <zlib.h>
 
 #include <catch2/catch.hpp>
+#include <chrono>
 #include <filesystem>
 #include <fstream>
 #include <thread>
 
 #include "tensor/json.h"
+#include "transformer/tokenizer_words.h"
 
 namespace t2l {
 namespace {
 
 namespace fs = std::filesystem;
 using Ids = std::vector<int32_t>;
+using namespace std::string_literals;
 
 fs::path repository() { return fs::path(__FILE__).parent_path().parent_path(); }
 
@@ -206,6 +209,78 @@ TEST_CASE("merges across words are found", "[tokenizer]") {
   CHECK(ids({"\u2581 b", "a \u2581b"}, "a b b") == Ids{4, 3});
   CHECK(ids({"a \u2581", "\u2581 b"}, "a b b") == Ids{5, 2, 3});
   CHECK(ids({"\u2581 \u2581", "\u2581 b"}, "a   b") == Ids{1, 6, 3});
+  CHECK(ids({"\u2581 b", "a \u2581b"}, "a ba b") == Ids{4, 4});
+}
+
+TEST_CASE("any merges of any text are those of the definition", "[tokenizer]") {
+  uint32_t random = 3;
+  const auto below = [&](size_t n) { return ((random = random * 1664525 + 1013904223) >> 8) % n; };
+  const std::vector<std::string> alphabet = {"\u2581", "a", "b", ",", "\u00E9", "\u4E2D"};
+  for (int trial = 0; trial < 400; ++trial) {
+    std::vector<std::string> tokens = alphabet;
+    std::vector<std::array<size_t, 3>> merges;  // left, right, both
+    Json json = Json::parse(R"({"model": {"type": "BPE"}})");
+    json["model"]["merges"] = Json::array();
+    for (size_t n = below(12); n > 0; --n) {
+      const size_t left = below(tokens.size()), right = below(tokens.size());
+      const std::string both = tokens[left] + tokens[right];
+      if (std::find(tokens.begin(), tokens.end(), both) != tokens.end()) continue;
+      json["model"]["merges"].push_back(Json::array({tokens[left], tokens[right]}));
+      merges.push_back({left, right, tokens.size()});
+      tokens.push_back(both);
+    }
+    for (size_t i = 0; i < tokens.size(); ++i) json["model"]["vocab"][tokens[i]] = i;
+    std::string text;
+    std::vector<size_t> expected;
+    for (size_t n = below(trial % 4 ? 12 : 80); n > 0; --n) {
+      const size_t i = below(alphabet.size() + 1);
+      text += i < alphabet.size() ? alphabet[i] : "?";  // not in the vocabulary: left out
+      if (i < alphabet.size()) expected.push_back(i);
+    }
+    for (size_t best = 0; best < merges.size();) {  // the lowest that there is, leftmost, again and again
+      const auto [left, right, both] = merges[best];
+      size_t i = 0;
+      while (i + 1 < expected.size() && !(expected[i] == left && expected[i + 1] == right)) ++i;
+      if (i + 1 >= expected.size()) {
+        ++best;
+        continue;
+      }
+      expected[i] = both;
+      expected.erase(expected.begin() + static_cast<ptrdiff_t>(i) + 1);
+      best = 0;
+    }
+    CAPTURE(json.dump(), text);
+    CHECK(Tokenizer::parse(json.dump(), "x").encode(text) == Ids(expected.begin(), expected.end()));
+  }
+}
+
+TEST_CASE("the scanner finds the words of its patterns", "[tokenizer]") {
+  CHECK_FALSE(WordScanner::known(gpt2_words + "|x"));
+  const std::vector<std::string> units = {"'",   "s",       "LL",     "re",     "ve",     "T",      "a",      "Zz",
+                                          " ",   "  ",      "\n",     "\r\n",   "\t",     "\v",     "\f",     "7",
+                                          "123", "!",       "_(",     "\0"s,    "\x1C",   "\x7F",   "\u017F", "\u212A",
+                                          "é",   "e\u0301", "中",     "\u00A0", "\u0085", "\u3000", "\u180E", "\u2028",
+                                          "½",   "٣",       "\u200D", "😀",      "\uFFFD", "—",      "\u0378"};
+  uint32_t random = 7;
+  const auto below = [&](size_t n) { return ((random = random * 1664525 + 1013904223) >> 8) % n; };
+  for (const std::string& pattern : {gpt2_words, llama3_words, qwen_words}) {
+    const auto words = WordScanner::known(pattern);
+    REQUIRE(words);
+    const Regex regex(pattern);
+    for (int trial = 0; trial < 20'000; ++trial) {
+      // Mostly ASCII, or anything; few different units, so that runs come about.
+      std::string text;
+      const size_t kinds = trial % 2 ? 20 : units.size(), first = below(kinds), some = 1 + below(kinds);
+      for (size_t n = below(14); n > 0; --n) text += units[(first + below(some)) % kinds];
+      Match match{};
+      for (size_t at = 0; at < text.size(); at = match.end) {
+        REQUIRE(regex.find(text, at, match));
+        if (match.begin != at || match.end != words->end(text, at)) {
+          FAIL(pattern << ": '" << text << "' at " << at << ": " << words->end(text, at) << ", not " << match.end);
+        }
+      }
+    }
+  }
 }
 
 TEST_CASE("long texts of one word take linear time", "[tokenizer]") {
@@ -419,6 +494,22 @@ TEST_CASE("tokenizers: ids handed in", "[tokenizer][expected]") {
   }
   CAPTURE(first);
   CHECK(wrong == 0);
+}
+
+TEST_CASE("tokenizers: speed", "[.speed]") {
+  const char *folder = std::getenv("T2L_SPEED_TOKENIZER"), *path = std::getenv("T2L_SPEED_TEXT");
+  if (!folder || !path) return skip("tools/check_tokenizer.py sets T2L_SPEED_TOKENIZER and T2L_SPEED_TEXT");
+  const Tokenizer t = Tokenizer::load(folder);
+  const std::string text = read_text_file(path);
+  double best = 1e9;
+  size_t tokens = 0;
+  for (int run = 0; run < 7; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    tokens = t.encode(text).size();
+    best = std::min(best, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  WARN(fmt::format("{} tokens, {:.1f} MiB/s", tokens, static_cast<double>(text.size()) / best / (1 << 20)));
+  CHECK(tokens > 0);
 }
 
 }  // namespace t2l

@@ -45,10 +45,7 @@ double seconds_of(const auto& f) {
 
 struct Times {
   std::vector<double> seconds;
-  double middle() {
-    std::sort(seconds.begin(), seconds.end());
-    return seconds[seconds.size() / 2];
-  }
+  double middle() const { return median(seconds); }
   double best() const { return *std::min_element(seconds.begin(), seconds.end()); }
 };
 

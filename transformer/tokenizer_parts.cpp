@@ -4,6 +4,7 @@
 
 #include "transformer/tokenizer_regex.h"
 #include "transformer/tokenizer_unicode.h"
+#include "transformer/tokenizer_words.h"
 
 namespace t2l {
 
@@ -51,11 +52,20 @@ std::string one_character(const Object& json, const char* key) {
 // Finds the first match at or behind `from`.
 using Pattern = std::function<bool(std::string_view text, size_t from, Match& match)>;
 
+// What f says of each ASCII character.
+template <class F>
+auto ascii_table(F&& f) {
+  std::array<decltype(f(U'a')), 128> out{};
+  for (char32_t c = 0; c < out.size(); ++c) out[c] = f(c);
+  return out;
+}
+
 Pattern match_code_point(bool (*property)(char32_t)) {
-  return [property](std::string_view text, size_t from, Match& match) {
+  return [property, ascii = ascii_table(property)](std::string_view text, size_t from, Match& match) {
     while (from < text.size()) {
       match.begin = from;
-      if (property(next_code_point(text, from))) return match.end = from, true;
+      const char32_t c = next_code_point(text, from);
+      if (c < ascii.size() ? ascii[c] : property(c)) return match.end = from, true;
     }
     return false;
   };
@@ -63,7 +73,7 @@ Pattern match_code_point(bool (*property)(char32_t)) {
 
 Pattern match_string(const std::string& needle) {
   return [needle](std::string_view text, size_t from, Match& match) {
-    match.begin = text.find(needle, from);
+    match.begin = needle.size() == 1 ? text.find(needle[0], from) : text.find(needle, from);
     match.end = match.begin + needle.size();
     return match.begin != std::string_view::npos;
   };
@@ -190,10 +200,18 @@ Normalizer keep_if_not(bool (*property)(char32_t)) {
 Normalizer bert_normalizer(const Object& json) {
   const bool clean = json.get_bool_or("clean_text", true), chinese = json.get_bool_or("handle_chinese_chars", true);
   const bool lower = json.get_bool_or("lowercase", true), strip_accents = json.get_bool_or("strip_accents", lower);
-  return [=, drop_accents = keep_if_not(is_bert_accent)](std::string& text) {
+  constexpr char elsewhere = -1;
+  const auto of_ascii = ascii_table([=](char32_t c) {
+    const bool space = is_space(c), upper = c >= 'A' && c <= 'Z';
+    if (clean && is_bert_control(c) && c != '\t' && c != '\n' && c != '\r') return elsewhere;
+    return static_cast<char>(clean && space ? ' ' : lower && upper ? c + 32 : c);
+  });
+  // Only marks that stand side by side affect each other: a stretch of what is not ASCII, or to be dropped, is
+  // normalized by itself.
+  const auto beyond_ascii = [=, drop_accents = keep_if_not(is_bert_accent)](std::string_view text) {
     std::string out;
     for_code_points(text, [&](char32_t c) {
-      if (clean && c != '\t' && c != '\n' && c != '\r' && (c == 0xFFFD || is_bert_control(c))) return;
+      if (clean && (c == 0xFFFD || is_bert_control(c))) return;
       if (clean && is_space(c)) c = ' ';
       if (chinese && is_chinese(c)) {
         out += ' ';
@@ -202,12 +220,24 @@ Normalizer bert_normalizer(const Object& json) {
       }
       append_code_point(out, c);
     });
-    text = std::move(out);
-    if (strip_accents && !is_ascii(text)) {
-      normalize(text, NormalForm::D);
-      drop_accents(text);
+    if (strip_accents) {
+      normalize(out, NormalForm::D);
+      drop_accents(out);
     }
-    if (lower) lowercase(text);
+    if (lower) lowercase(out);
+    return out;
+  };
+  return [=](std::string& text) {
+    std::string out;
+    out.reserve(text.size());
+    const auto ascii = [&](size_t at) { return text[at] < 0 ? elsewhere : of_ascii[static_cast<uint8_t>(text[at])]; };
+    for (size_t at = 0; at < text.size();) {
+      const size_t begin = at;
+      while (at < text.size() && ascii(at) == elsewhere) ++at;
+      if (begin < at) out += beyond_ascii(std::string_view(text).substr(begin, at - begin));
+      for (char c; at < text.size() && (c = ascii(at)) != elsewhere; ++at) out += c;
+    }
+    text = std::move(out);
   };
 }
 
@@ -239,10 +269,48 @@ Normalizer make_normalizer(const Object& json) {
 
 // ----------------------------------------------------------------------------------------------------- pre-tokenizers
 
-constexpr char gpt2_words[] = R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
-
 PreTokenizer splitter(Pattern pattern, Behavior behavior, bool invert = false) {
   return [=](Piece piece, Sink sink) { split(piece, pattern, behavior, invert, sink); };
+}
+
+PreTokenizer word_splitter(const WordScanner& words) {
+  return [words](Piece piece, Sink sink) {
+    for (size_t at = 0, end; at < piece.text.size(); at = end) {
+      end = words.end(piece.text, at);
+      sink({piece.text.substr(at, end - at), piece.first && at == 0});
+    }
+  };
+}
+
+PreTokenizer split_part(const Object& json) {
+  const Behavior behavior = behavior_of(json);
+  const Object pattern = json.get_object("pattern");
+  if (behavior == Behavior::Isolated && pattern.has("Regex")) {
+    if (const auto words = WordScanner::known(pattern.get_string("Regex"))) return word_splitter(*words);
+  }
+  return splitter(make_pattern(pattern), behavior, json.get_bool_or("invert", false));
+}
+
+// White space out, punctuation by itself.
+void bert_words(Piece piece, Sink sink) {
+  enum Kind : uint8_t { Word, Space, Punctuation };
+  const auto kind = [](char32_t c) { return is_space(c) ? Space : is_bert_punctuation(c) ? Punctuation : Word; };
+  static const auto ascii = ascii_table(kind);
+  size_t begin = 0;  // of the word that `at` is in
+  const auto emit = [&](size_t end) {
+    if (begin < end) sink({piece.text.substr(begin, end - begin), piece.first && begin == 0});
+    begin = end;
+  };
+  for (size_t at = 0; at < piece.text.size();) {
+    const size_t here = at;
+    const char32_t c = next_code_point(piece.text, at);
+    const Kind k = c < ascii.size() ? ascii[c] : kind(c);
+    if (k == Word) continue;
+    emit(here);
+    if (k == Punctuation) emit(at);
+    begin = at;
+  }
+  emit(piece.text.size());
 }
 
 // Puts `prefix` before a piece unless it begins with it.
@@ -272,16 +340,13 @@ void add_pre_tokenizer(const Object& json, PreTokenizers& out) {
   const std::string type = json.get_string("type");
   if (out.byte_level) fail("{}: follows ByteLevel, which must be the last", json.where());
   if (type == "BertPreTokenizer") {
-    out.stages.push_back(splitter(match_code_point(is_space), Behavior::Removed));
-    out.stages.push_back(splitter(match_code_point(is_bert_punctuation), Behavior::Isolated));
+    out.stages.push_back(bert_words);
   } else if (type == "ByteLevel") {
     if (json.get_bool_or("add_prefix_space", true)) out.stages.push_back(prefixer(" "));
-    if (json.get_bool_or("use_regex", true))
-      out.stages.push_back(splitter(match_regex(gpt2_words), Behavior::Isolated));
+    if (json.get_bool_or("use_regex", true)) out.stages.push_back(word_splitter(*WordScanner::known(gpt2_words)));
     out.byte_level = true;
   } else if (type == "Split") {
-    out.stages.push_back(
-        splitter(make_pattern(json.get_object("pattern")), behavior_of(json), json.get_bool_or("invert", false)));
+    out.stages.push_back(split_part(json));
   } else if (type == "Digits") {
     out.stages.push_back(splitter(match_code_point(is_numeric), json.get_bool_or("individual_digits", false)
                                                                     ? Behavior::Isolated

@@ -72,10 +72,15 @@ class Trie {
   bool empty() const { return values_.size() == 1; }
 
  private:
+  struct Edge {
+    uint64_t edge = 0;  // node, byte; no edge in the table leaves the root
+    uint32_t to = 0;
+  };
   uint32_t child(uint32_t node, char c) const;  // 0: none
+  size_t slot(uint64_t edge) const;             // where it is, or belongs
   std::array<uint32_t, 256> root_{};
-  std::unordered_map<uint64_t, uint32_t> edges_;  // (node, byte) -> node
-  std::vector<int32_t> values_{-1};               // by node
+  std::vector<Edge> edges_{16};      // open addressing, at most half full
+  std::vector<int32_t> values_{-1};  // by node
 };
 
 struct TokenizerModel {
