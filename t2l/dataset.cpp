@@ -222,7 +222,10 @@ class Loader {
       const Source& source = add(name, origin, out.tasks);
       if (encoder_) add_training(source, out.tasks.back(), test);
     }
-    for (const std::string& name : unseen) add_unseen(add(name, "eval_ds_info", out.unseen), out.unseen.back());
+    for (const std::string& name : unseen) {
+      const Source& source = add(name, "eval_ds_info", out.unseen);
+      add_unseen(source, out.unseen.back());
+    }
     read_all();
     return out;
   }

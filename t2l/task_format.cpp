@@ -264,8 +264,9 @@ Json TaskFormat::instance(const Json& task, size_t i, const std::string& where) 
   const Json& definition = task.at("Definition");
   Json row = Json::object();
   try {
-    set_instruction(row, definition.is_string() ? definition.get<std::string>() : joined(definition, "\n"),
-                    text_field(instance, "input"), list_field(instance, "output"));
+    const std::string_view input = text_field(instance, "input");
+    set_instruction(row, definition.is_string() ? definition.get<std::string>() : joined(definition, "\n"), input,
+                    list_field(instance, "output"));
   } catch (const Error& e) {
     fail("{}: {}", place, e.what());
   }

@@ -30,7 +30,6 @@ struct Option {
 };
 
 using C = TrainConfig;
-constexpr double kAny = -INFINITY;
 const std::vector<Option>& options() {
   static const std::vector<Option> all = {
       // ---- the run
@@ -511,9 +510,14 @@ void TrainConfig::finish(const std::string& where) {
     if (!factorized && pred_z_score)
       warnings.push_back("pred_z_score has no effect on the loss of products (factorized: false)");
   }
-  if (verb != Verb::Pretrain)
-    for (const char* key : {"gist_mask", "curriculum", "p_no_description", "p_shots"})
-      if (is_given(key)) wrong(key, fmt::format("is for pretrain; {} has no use for it, remove it", name_of(verb)));
+  if (verb != Verb::Pretrain) {
+    const std::pair<const char*, bool> of_pretraining[] = {{"gist_mask", gist_mask},
+                                                           {"curriculum", curriculum > 0},
+                                                           {"p_no_description", p_no_description > 0},
+                                                           {"p_shots", p_shots > 0}};
+    for (const auto& [key, on] : of_pretraining)
+      if (on) wrong(key, fmt::format("is for pretrain; {} has no use for it, remove it", name_of(verb)));
+  }
   if (target_modules.empty()) wrong("target_modules", "is empty; name the layers to adapt, like q_proj");
   for (const auto* list : {&target_modules, &train_ds_names}) {
     const std::set<std::string> unique(list->begin(), list->end());
