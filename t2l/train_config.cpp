@@ -18,180 +18,159 @@ using Dict = Json TrainConfig::*;
 struct Unused {};  // official, without effect here: any value will do
 
 struct Option {
-  enum Kind { Run, Result };  // whether it determines the result, and so must not change on --resume
-
   const char* name;
   std::variant<Unused, Bool, Int, Float, Text, List, Dict> member;
   const char* help;
   double least = 0, most = INFINITY;  // of numbers
   std::vector<const char*> choices = {};
-  Kind kind = Result;
-  bool nullable = false;  // null is the value that stands for "not set"
+  bool result = true;     // determines the result, and so must not change on --resume
+  bool nullable = false;  // null stands for "not set"
+
+  template <class M>
+  Option(const char* n, M m, const char* h) : name(n), member(m), help(h) {}
+  Option within(double low, double high) const {
+    return with([&](Option& o) { o.least = low, o.most = high; });
+  }
+  Option at_least(double low) const { return within(low, INFINITY); }
+  Option one_of(std::vector<const char*> words) const {
+    return with([&](Option& o) { o.choices = words; });
+  }
+  Option run() const {
+    return with([](Option& o) { o.result = false; });
+  }
+  Option or_null() const {
+    return with([](Option& o) { o.nullable = true; });
+  }
+
+ private:
+  template <class F>
+  Option with(F&& change) const {
+    Option o = *this;
+    change(o);
+    return o;
+  }
 };
 
 using C = TrainConfig;
 const std::vector<Option>& options() {
   static const std::vector<Option> all = {
       // ---- the run
-      {"data", &C::data, "folder of tasks"},
-      {"out", &C::out, "folder of the results", 0, 0, {}, Option::Run},
-      {"resume", &C::resume, "continue the run in `out`", 0, 0, {}, Option::Run},
-      {"force", &C::force, "write into a folder that is not empty", 0, 0, {}, Option::Run},
-      {"dry_run", &C::dry_run, "say what would be done, and stop", 0, 0, {}, Option::Run},
-      {"export_official", &C::export_official, "also write the official checkpoint there", 0, 0, {}, Option::Run},
-      {"dump_grads",
-       &C::dump_grads,
-       "gradients of the first update, before clipping, to that file",
-       0,
-       0,
-       {},
-       Option::Run},
-      {"cache_dir", &C::cache_dir, "where embeddings are kept; default ~/.cache/t2l", 0, 0, {}, Option::Run},
-      {"device", &C::device, "cpu or cuda[:N]", 0, 0, {}, Option::Run},
-      {"threads", &C::threads, "CPU threads; 0: all", 0, 4096, {}, Option::Run},
-      {"quiet", &C::quiet, "no progress", 0, 0, {}, Option::Run},
-      {"json", &C::json, "the result as JSON on stdout", 0, 0, {}, Option::Run},
-      {"config", Unused{}, "the YAML file with these options", 0, 0, {}, Option::Run},
+      Option("data", &C::data, "folder of tasks"),
+      Option("out", &C::out, "folder of the results").run(),
+      Option("resume", &C::resume, "continue the run in `out`").run(),
+      Option("force", &C::force, "write into a folder that is not empty").run(),
+      Option("dry_run", &C::dry_run, "say what would be done, and stop").run(),
+      Option("export_official", &C::export_official, "also write the official checkpoint there").run(),
+      Option("dump_grads", &C::dump_grads, "gradients of the first update, before clipping, to that file").run(),
+      Option("cache_dir", &C::cache_dir, "where embeddings are kept; default ~/.cache/t2l").run(),
+      Option("device", &C::device, "cpu or cuda[:N]").run(),
+      Option("threads", &C::threads, "CPU threads; 0: all").within(0, 4096).run(),
+      Option("quiet", &C::quiet, "no progress").run(),
+      Option("json", &C::json, "the result as JSON on stdout").run(),
+      Option("config", Unused{}, "the YAML file with these options").run(),
       // ---- the base model and what adapts it
-      {"model_dir", &C::model_dir, "base model: folder, or name in T2L_MODELS or the Hugging Face cache"},
-      {"base_dtype", &C::base_dtype, "arithmetic of the base model", 0, 0, {"f32", "bf16"}, Option::Result, true},
-      {"dtype", &C::base_dtype, "the same as base_dtype", 0, 0, {"f32", "bf16"}, Option::Run, true},
-      {"init_from", &C::init_from, "checkpoint or adapter to start from", 0, 0, {}, Option::Result, true},
-      {"target_modules", &C::target_modules, "linear layers that get an adapter", 0, 0, {}, Option::Result, true},
-      {"lora_r", &C::lora_r, "rank of the adapters", 1, 4096},
-      {"lora_alpha", &C::lora_alpha, "scale: alpha / sqrt(r), or alpha / r without use_rslora"},
-      {"use_rslora", &C::use_rslora, "divide alpha by sqrt(r)"},
-      {"lora_dropout", &C::lora_dropout, "of the adapters' input", 0, 0.999},
+      Option("model_dir", &C::model_dir, "base model: folder, or name in T2L_MODELS or the Hugging Face cache"),
+      Option("base_dtype", &C::base_dtype, "arithmetic of the base model").one_of({"f32", "bf16"}).or_null(),
+      Option("dtype", &C::base_dtype, "the same as base_dtype").one_of({"f32", "bf16"}).run().or_null(),
+      Option("init_from", &C::init_from, "checkpoint or adapter to start from").or_null(),
+      Option("target_modules", &C::target_modules, "linear layers that get an adapter").or_null(),
+      Option("lora_r", &C::lora_r, "rank of the adapters").within(1, 4096),
+      Option("lora_alpha", &C::lora_alpha, "scale: alpha / sqrt(r), or alpha / r without use_rslora"),
+      Option("use_rslora", &C::use_rslora, "divide alpha by sqrt(r)"),
+      Option("lora_dropout", &C::lora_dropout, "of the adapters' input").within(0, 0.999),
       // ---- the hypernetwork
-      {"variant",
-       &C::variant,
-       "instead of shared_AB_head and autoreg_gen",
-       0,
-       0,
-       {"L", "M", "S"},
-       Option::Result,
-       true},
-      {"shared_AB_head", &C::shared_AB_head, "one head for A and B"},
-      {"autoreg_gen", &C::autoreg_gen, "one rank at a time"},
-      {"learnable_pos_emb", &C::learnable_pos_emb, "of the ranks; else rotary"},
-      {"learnable_AB_offset", &C::learnable_AB_offset, "learn the adapter that is added to all"},
-      {"mt_lora_path", &C::mt_lora_path, "adapter that is added to all", 0, 0, {}, Option::Result, true},
-      {"hypernet_latent_size", &C::hypernet_latent_size, "width of the trunk", 4, 1 << 20},
-      {"head_in_size", &C::head_in_size, "input width of the heads", 1, 1 << 20},
-      {"dropout", &C::dropout, "in the hypernetwork", 0, 0.999},
-      {"encoder_type", Unused{}, "linear is the only one", 0, 0, {"linear"}},
-      {"head_use_bias", Unused{}, "the objective decides, as in the official code"},
+      Option("variant", &C::variant, "instead of shared_AB_head and autoreg_gen").one_of({"L", "M", "S"}).or_null(),
+      Option("shared_AB_head", &C::shared_AB_head, "one head for A and B"),
+      Option("autoreg_gen", &C::autoreg_gen, "one rank at a time"),
+      Option("learnable_pos_emb", &C::learnable_pos_emb, "of the ranks; else rotary"),
+      Option("learnable_AB_offset", &C::learnable_AB_offset, "learn the adapter that is added to all"),
+      Option("mt_lora_path", &C::mt_lora_path, "adapter that is added to all").or_null(),
+      Option("hypernet_latent_size", &C::hypernet_latent_size, "width of the trunk").within(4, 1 << 20),
+      Option("head_in_size", &C::head_in_size, "input width of the heads").within(1, 1 << 20),
+      Option("dropout", &C::dropout, "in the hypernetwork").within(0, 0.999),
+      Option("encoder_type", Unused{}, "linear is the only one").one_of({"linear"}),
+      Option("head_use_bias", Unused{}, "the objective decides, as in the official code"),
       // ---- descriptions
-      {"emb_model",
-       &C::emb_model,
-       "text encoder; empty: the base model; or a file as for `embeddings`",
-       0,
-       0,
-       {},
-       Option::Result,
-       true},
-      {"embeddings",
-       &C::embeddings,
-       "safetensors: per task [descriptions, dim] of raw encoder output",
-       0,
-       0,
-       {},
-       Option::Result,
-       true},
-      {"emb_layer", &C::emb_layer, "hidden state of a base model as encoder; -1: the last", -1e6, 1e6},
-      {"emb_pooling", &C::emb_pooling, "of the encoder", 0, 0, {"cls", "mean", "last_token"}, Option::Result, true},
-      {"emb_prefix", &C::emb_prefix, "before a description", 0, 0, {}, Option::Result, true},
-      {"emb_suffix", &C::emb_suffix, "after a description", 0, 0, {}, Option::Result, true},
-      {"use_per_task_emb", &C::use_per_task_emb, "embed the tasks' descriptions"},
-      {"use_one_hot_task_emb", &C::use_one_hot_task_emb, "the task's number instead of a description"},
-      {"use_inp_as_desc", &C::use_inp_as_desc, "each sample's prompt is its description"},
-      {"use_per_sample_desc", &C::use_per_sample_desc, "each row's field `context` is its description"},
-      {"use_default_desc", &C::use_default_desc, "the first paragraph of each sample's prompt is its description"},
-      {"n_descs_per_ds", &C::n_descs_per_ds, "only a task's first descriptions", 1, 1 << 30, {}, Option::Result, true},
+      Option("emb_model", &C::emb_model, "text encoder; empty: the base model; or a file as for `embeddings`")
+          .or_null(),
+      Option("embeddings", &C::embeddings, "safetensors: per task [descriptions, dim] of raw encoder output").or_null(),
+      Option("emb_layer", &C::emb_layer, "hidden state of a base model as encoder; -1: the last").within(-1e6, 1e6),
+      Option("emb_pooling", &C::emb_pooling, "of the encoder").one_of({"cls", "mean", "last_token"}).or_null(),
+      Option("emb_prefix", &C::emb_prefix, "before a description").or_null(),
+      Option("emb_suffix", &C::emb_suffix, "after a description").or_null(),
+      Option("use_per_task_emb", &C::use_per_task_emb, "embed the tasks' descriptions"),
+      Option("use_one_hot_task_emb", &C::use_one_hot_task_emb, "the task's number instead of a description"),
+      Option("use_inp_as_desc", &C::use_inp_as_desc, "each sample's prompt is its description"),
+      Option("use_per_sample_desc", &C::use_per_sample_desc, "each row's field `context` is its description"),
+      Option("use_default_desc", &C::use_default_desc,
+             "the first paragraph of each sample's prompt is its description"),
+      Option("n_descs_per_ds", &C::n_descs_per_ds, "only a task's first descriptions").within(1, 1 << 30).or_null(),
       // ---- data
-      {"train_ds_names", &C::train_ds_names, "tasks; default: all in `data`", 0, 0, {}, Option::Result, true},
-      {"n_train_ds", &C::n_train_ds, "only the first of them", 1, 1 << 30, {}, Option::Result, true},
-      {"sft_mode", &C::sft_mode, "loss on responses, or on everything", 0, 0, {"completion", "causal_lm"}},
-      {"inp_max_len", &C::inp_max_len, "tokens of a sample; more are cut off on the left", 8, 1 << 20},
-      {"eval_ds_info", &C::eval_ds_info, "tasks to validate on, with descriptions", 0, 0, {}, Option::Result, true},
-      {"additional_eval_descs",
-       &C::additional_eval_descs,
-       "descriptions for every validation task",
-       0,
-       0,
-       {},
-       Option::Result,
-       true},
-      {"data_order", &C::data_order, "JSONL: the batches of an earlier run", 0, 0, {}, Option::Result, true},
-      {"shuffle", &C::shuffle, "else in the order of the data"},
-      {"use_hierarchical_sampler", &C::use_hierarchical_sampler, "draw tasks, then samples of them"},
-      {"n_tasks_per_batch", &C::n_tasks_per_batch, "tasks of a batch", 1, 1 << 24},
-      {"n_points_per_task", &C::n_points_per_task, "samples of each", 1, 1 << 24},
-      {"batch_size", &C::batch_size, "samples of a batch, without the hierarchical sampler", 1, 1 << 24},
-      {"val_batch_size", &C::val_batch_size, "in validation", 1, 1 << 24},
+      Option("train_ds_names", &C::train_ds_names, "tasks; default: all in `data`").or_null(),
+      Option("n_train_ds", &C::n_train_ds, "only the first of them").within(1, 1 << 30).or_null(),
+      Option("sft_mode", &C::sft_mode, "loss on responses, or on everything").one_of({"completion", "causal_lm"}),
+      Option("inp_max_len", &C::inp_max_len, "tokens of a sample; more are cut off on the left").within(8, 1 << 20),
+      Option("eval_ds_info", &C::eval_ds_info, "tasks to validate on, with descriptions").or_null(),
+      Option("additional_eval_descs", &C::additional_eval_descs, "descriptions for every validation task").or_null(),
+      Option("data_order", &C::data_order, "JSONL: the batches of an earlier run").or_null(),
+      Option("shuffle", &C::shuffle, "else in the order of the data"),
+      Option("use_hierarchical_sampler", &C::use_hierarchical_sampler, "draw tasks, then samples of them"),
+      Option("n_tasks_per_batch", &C::n_tasks_per_batch, "tasks of a batch").within(1, 1 << 24),
+      Option("n_points_per_task", &C::n_points_per_task, "samples of each").within(1, 1 << 24),
+      Option("batch_size", &C::batch_size, "samples of a batch, without the hierarchical sampler").within(1, 1 << 24),
+      Option("val_batch_size", &C::val_batch_size, "in validation").within(1, 1 << 24),
       // ---- reconstruction
-      {"oracle_dir", &C::oracle_dir, "a PEFT folder for each task"},
-      {"n_embs_per_sampled_task",
-       &C::n_embs_per_sampled_task,
-       "descriptions of a task in a batch; default: all",
-       1,
-       1 << 24,
-       {},
-       Option::Result,
-       true},
-      {"pred_z_score", &C::pred_z_score, "predict (weight - mean) / deviation"},
-      {"factorized", &C::factorized, "compare A and B; else their product"},
-      {"delta_w_scaling", &C::delta_w_scaling, "of the product", 1e-6, 1e12},
+      Option("oracle_dir", &C::oracle_dir, "a PEFT folder for each task"),
+      Option("n_embs_per_sampled_task", &C::n_embs_per_sampled_task, "descriptions of a task in a batch; default: all")
+          .within(1, 1 << 24)
+          .or_null(),
+      Option("pred_z_score", &C::pred_z_score, "predict (weight - mean) / deviation"),
+      Option("factorized", &C::factorized, "compare A and B; else their product"),
+      Option("delta_w_scaling", &C::delta_w_scaling, "of the product").within(1e-6, 1e12),
       // ---- loss and optimiser
-      {"training_task", Unused{}, "as the verb says", 0, 0, {"sft", "recon"}},
-      {"exp_setup", Unused{}, "as the verb says"},
-      {"equally_weight_sample", &C::equally_weight_sample, "mean over samples of their means; else over tokens"},
-      {"label_smoothing", &C::label_smoothing, "of the cross-entropy", 0, 0.999},
-      {"l2_reg_generated_w", &C::l2_reg_generated_w, "on generated weights"},
-      {"neftune_noise_alpha", &C::neftune_noise_alpha, "noise on the embedded tokens"},
-      {"lr", &C::lr, "learning rate", 0, 1e6},
-      {"weight_decay", &C::weight_decay, "of AdamW", 0, 1e6},
-      {"max_grad_norm", &C::max_grad_norm, "gradients are scaled down to it", 1e-12},
-      {"adam_beta2", &C::adam_beta2, "of AdamW", 0, 0.9999999},
-      {"warmup_frac", &C::warmup_frac, "of the updates, with rising learning rate", 0, 1},
-      {"min_lr_frac", &C::min_lr_frac, "where the cosine ends", 0, 1},
-      {"schedule", &C::schedule, "of the learning rate", 0, 0, {"linear", "cosine"}},
-      {"compat",
-       &C::compat,
-       "official: with the faults of the official loop",
-       0,
-       0,
-       {"official"},
-       Option::Result,
-       true},
-      {"grad_accum_steps", &C::grad_accum_steps, "micro-batches of an update", 1, 1 << 24},
-      {"epochs", &C::epochs, "through the data", 1, 1e15},
-      {"steps", &C::steps, "updates, instead of epochs", 1, 1e15, {}, Option::Result, true},
-      {"seed", &C::seed, "of all random numbers", 0},
-      {"recompute", &C::recompute, "activations in backward; less memory"},
+      Option("training_task", Unused{}, "as the verb says").one_of({"sft", "recon"}),
+      Option("exp_setup", Unused{}, "as the verb says"),
+      Option("equally_weight_sample", &C::equally_weight_sample, "mean over samples of their means; else over tokens"),
+      Option("label_smoothing", &C::label_smoothing, "of the cross-entropy").within(0, 0.999),
+      Option("l2_reg_generated_w", &C::l2_reg_generated_w, "on generated weights"),
+      Option("neftune_noise_alpha", &C::neftune_noise_alpha, "noise on the embedded tokens"),
+      Option("lr", &C::lr, "learning rate").within(0, 1e6),
+      Option("weight_decay", &C::weight_decay, "of AdamW").within(0, 1e6),
+      Option("max_grad_norm", &C::max_grad_norm, "gradients are scaled down to it").at_least(1e-12),
+      Option("adam_beta2", &C::adam_beta2, "of AdamW").within(0, 0.9999999),
+      Option("warmup_frac", &C::warmup_frac, "of the updates, with rising learning rate").within(0, 1),
+      Option("min_lr_frac", &C::min_lr_frac, "where the cosine ends").within(0, 1),
+      Option("schedule", &C::schedule, "of the learning rate").one_of({"linear", "cosine"}),
+      Option("compat", &C::compat, "official: with the faults of the official loop").one_of({"official"}).or_null(),
+      Option("grad_accum_steps", &C::grad_accum_steps, "micro-batches of an update").within(1, 1 << 24),
+      Option("epochs", &C::epochs, "through the data").within(1, 1e15),
+      Option("steps", &C::steps, "updates, instead of epochs").within(1, 1e15).or_null(),
+      Option("seed", &C::seed, "of all random numbers"),
+      Option("recompute", &C::recompute, "activations in backward; less memory"),
       // ---- pretraining
-      {"gist_mask", &C::gist_mask, "answers see the description through its last token only"},
-      {"curriculum", &C::curriculum, "part of the updates that keeps to simple tasks", 0, 1},
-      {"p_no_description", &C::p_no_description, "prompts without description", 0, 1},
-      {"p_shots", &C::p_shots, "prompts with examples", 0, 1},
+      Option("gist_mask", &C::gist_mask, "answers see the description through its last token only"),
+      Option("curriculum", &C::curriculum, "part of the updates that keeps to simple tasks").within(0, 1),
+      Option("p_no_description", &C::p_no_description, "prompts without description").within(0, 1),
+      Option("p_shots", &C::p_shots, "prompts with examples").within(0, 1),
       // ---- validation and checkpoints
-      {"val_freq", &C::val_freq, "updates between validations", 1},
-      {"also_val_on_train", &C::also_val_on_train, "validate on training data too"},
-      {"skip_eval", &C::skip_eval, "no validation"},
-      {"patience", &C::patience, "validations without a lower loss before the run stops; 0: none", 0, 1e15},
-      {"save_freq", &C::save_freq, "updates between checkpoints", 1, INFINITY, {}, Option::Run},
-      {"keep_last", &C::keep_last, "checkpoints", 1, 1e15, {}, Option::Run},
-      {"keep_best", &C::keep_best, "and the one of the lowest validation loss", 0, 0, {}, Option::Run},
-      {"keep_only_best", Unused{}, "keep_last and keep_best say it"},
+      Option("val_freq", &C::val_freq, "updates between validations").at_least(1),
+      Option("also_val_on_train", &C::also_val_on_train, "validate on training data too"),
+      Option("skip_eval", &C::skip_eval, "no validation"),
+      Option("patience", &C::patience, "validations without a lower loss before the run stops; 0: none")
+          .within(0, 1e15),
+      Option("save_freq", &C::save_freq, "updates between checkpoints").at_least(1).run(),
+      Option("keep_last", &C::keep_last, "checkpoints").within(1, 1e15).run(),
+      Option("keep_best", &C::keep_best, "and the one of the lowest validation loss").run(),
+      Option("keep_only_best", Unused{}, "keep_last and keep_best say it"),
       // ---- of the official scripts' bookkeeping
-      {"logging_freq", Unused{}, "every step is logged"},
-      {"model_watch_freq", Unused{}, "of wandb"},
-      {"debug", Unused{}, "of the log"},
-      {"notes", Unused{}, "of wandb"},
-      {"save_to_base_model_dir", Unused{}, "of the evaluation"},
-      {"run_name", Unused{}, "of an args.yaml"},
-      {"save_dir", Unused{}, "of an args.yaml"},
-      {"use_hypernet", Unused{}, "of an args.yaml"},
+      Option("logging_freq", Unused{}, "every step is logged"),
+      Option("model_watch_freq", Unused{}, "of wandb"),
+      Option("debug", Unused{}, "of the log"),
+      Option("notes", Unused{}, "of wandb"),
+      Option("save_to_base_model_dir", Unused{}, "of the evaluation"),
+      Option("run_name", Unused{}, "of an args.yaml"),
+      Option("save_dir", Unused{}, "of an args.yaml"),
+      Option("use_hypernet", Unused{}, "of an args.yaml"),
   };
   return all;
 }
@@ -553,14 +532,14 @@ TrainConfig TrainConfig::load(Verb verb, const std::string& file, const std::vec
 std::string TrainConfig::yaml() const {
   std::string text;
   for (const Option& o : options())
-    if (!is<Unused>(o) && o.kind == Option::Result) text += fmt::format("{}: {}\n", o.name, written(*this, o));
+    if (!is<Unused>(o) && o.result) text += fmt::format("{}: {}\n", o.name, written(*this, o));
   return text;
 }
 
 std::string TrainConfig::changed_key(const TrainConfig& earlier) const {
   if (verb != earlier.verb) return "verb";
   for (const Option& o : options())
-    if (o.kind == Option::Result && written(*this, o) != written(earlier, o)) return o.name;
+    if (o.result && written(*this, o) != written(earlier, o)) return o.name;
   return {};
 }
 

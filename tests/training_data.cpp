@@ -86,8 +86,11 @@ TEST_CASE("batches of recorded runs come out as the official code made them") {
   for (const std::string& folder : folders_with("..", "case.json")) {
     const std::string name = fs::path(folder).filename().string();
     INFO(name);
-    const TrainConfig config =
-        TrainConfig::load(verb_of(name), folder + "/config.yaml", parse_settings({"--data=tasks"}));
+    const TrainConfig config = TrainConfig::load(
+        verb_of(name), folder + "/config.yaml",
+        parse_settings({"--data", "tasks", "--out", "nowhere", "--device", "cpu", "--quiet", "--data_order=d",
+                        "--embeddings=embeddings.safetensors", "--init_from=init", "--dump_grads=g", "--dropout=0",
+                        "--lora_dropout=0", "--base_dtype=f32", "--compat=official"}));
     std::optional<SampleEncoder> encoder;
     if (config.verb != Verb::Reconstruct)
       encoder = SampleEncoder::load(config.model_dir, config.model_dir, true, config.inp_max_len);
@@ -401,7 +404,9 @@ TEST_CASE("bad data is named by file and line") {
         TaskSet::load(config_of(Verb::Sft, "", {"--data", empty.path.string()}), &encoder);
       },
       {"no task"});
-  empty.write("a.json", R"({"Definition": ["d"], "Instances": [{"input": "x", "output": ["y"]}, {"input": 3, "output": ["z"]}]})");
+  empty.write(
+      "a.json",
+      R"({"Definition": ["d"], "Instances": [{"input": "x", "output": ["y"]}, {"input": 3, "output": ["z"]}]})");
   check_refused(
       [&] {
         TaskSet::load(config_of(Verb::Sft, "", {"--data", empty.path.string()}), &encoder);
