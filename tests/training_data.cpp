@@ -192,6 +192,26 @@ TEST_CASE("official configs, tasks and chat templates are read") {
     ++tasks;
   }
   CHECK(tasks == 511);
+
+  int templates = 0;
+  const Conversation conversation{"", "Why?", "So.", "So."};
+  for (const char* name :
+       {"mistralai/Mistral-7B-Instruct-v0.2", "meta-llama/Llama-3.1-8B-Instruct", "google/gemma-2-2b-it"}) {
+    const std::string file = fmt::format("{}/chat_templates/{}/chat_template.jinja", official, name);
+    const OrderedJson tokens = {{"bos_token", "<s>"}, {"eos_token", "</s>"}};
+    const SampleEncoder encoder(
+        Tokenizer::parse(read_json("tests/golden/tokenizer_legacy.json")["tokenizer"].dump(), "t"),
+        ChatTemplate::parse(ChatTemplate::strip(read_text_file(file)), file, tokens), true, tokens, true, 512);
+    const auto [prompt, response] = encoder.render(conversation);
+    INFO(prompt << response);
+    if (!templates++) {
+      CHECK(prompt == "<s> [INST] \n\nWhy? [/INST]");
+      CHECK(response == " So.</s>");
+    }
+    CHECK(prompt.find("Why?") != std::string::npos);
+    CHECK(response.find("So.") != std::string::npos);
+    CHECK(response.find("<s>") == std::string::npos);
+  }
 }
 
 // ---- the committed recording
