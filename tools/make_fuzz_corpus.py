@@ -141,6 +141,16 @@ SEEDS = {
                      "u": entry("U8", [2, 3], 2, 8), "i": entry("I32", [1], 16, 20)}, bytes(20)),
         safetensors(b"{}", b""),
     ],
+    "task": [
+        b"lol_1\nuser_prompt_template: \"{task_def}\\n\\n{problem}\"\nresponse_field: answer\ndescriptions: [a, b]\n---\n"
+        b'{"input": "Definition: d\\n\\nPositive Example Now complete the following example -\\nInput: i\\nOutput:", "output": ["x", "y"]}\n{}\n',
+        b"arc_\nuser_prompt_template: '{question} {choices[label][3]} {{x}} {choices[text][0]}'\nresponse_field: answerKey\n"
+        b"assistant_prefill: 'so '\nassistant_postfill: .\nsystem_message: be brief\nds_kwargs: {split: 'train[10%:-3]'}\n---\n"
+        b'{"question": 1.5, "choices": {"text": ["a"], "label": ["1"]}, "answerKey": true}\nnot json',
+        b"mbpp\nuser_prompt_template: '{assertions}'\nresponse_field: code\n---\n" b'{"test_list": ["a", "b"], "code": -1}\n{"test_list": []}',
+        b"x\nlr: 1e-5\nepochs: 3\nsave_freq: 1" + b"0" * 100 + b"\ntrain_ds_names: [a]\neval_ds_info: {a: {descriptions: [b]}}\nvariant: S\n",
+        b'{"Definition": ["a", "b"], "Instances": [{"input": "x", "output": ["y"]}, {"input": 3}, null]}',
+    ],
     "torch_archive": [b"\1" + p for p in pickles()] + [b"\0" + f(next(pickles())) for f in (archive, archive64)],
     "json": [
         b'{"a": 1.5e-3, "b": [true, false, null, -12, 18446744073709551615], "c": {"d": "\\u00e9\\ud83d\\ude00\\n"}}',

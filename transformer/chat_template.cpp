@@ -49,7 +49,7 @@ std::string one_line(std::string_view text) {
   return out;
 }
 
-OrderedJson special_tokens(const Json& config) {
+OrderedJson special_tokens_in(const Json& config) {
   OrderedJson out = OrderedJson::object();
   for (const char* name :
        {"bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"}) {
@@ -113,7 +113,14 @@ ChatTemplate ChatTemplate::load(const std::string& model_dir) {
         "give plain "
         "text as the prompt",
         model_dir);
-  return parse(std::move(source), where, special_tokens(config));
+  return parse(std::move(source), where, special_tokens_in(config));
+}
+
+OrderedJson ChatTemplate::special_tokens(const std::string& model_dir) {
+  for (const char* name : {"/tokenizer_config.json", "/special_tokens_map.json"})
+    if (std::filesystem::exists(model_dir + name))
+      if (OrderedJson tokens = special_tokens_in(read_json(model_dir + name)); !tokens.empty()) return tokens;
+  return OrderedJson::object();
 }
 
 std::string ChatTemplate::strip(std::string source) {

@@ -23,6 +23,10 @@ class ChatTemplate {
   // `where` is named in errors; `variables` is an object whose values the template sees by their keys.
   static ChatTemplate parse(std::string source, const std::string& where, const OrderedJson& variables = {});
 
+  // The special tokens of a model's folder by their names (bos_token, eos_token ...), as templates see them: from
+  // tokenizer_config.json, else from special_tokens_map.json.
+  static OrderedJson special_tokens(const std::string& model_dir);
+
   // What the official Text-to-LoRA code does to its own template files before it compiles them: drops runs of four
   // spaces and all line breaks.
   static std::string strip(std::string source);
