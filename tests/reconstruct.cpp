@@ -235,9 +235,9 @@ Worst replay(const std::string& root, const std::string& name, Device device, si
     if (step == 0) {
       net.parameters().grads();
       CHECK(gradients.names().size() > 20);
-      for (const std::string& n : gradients.names())
+      for (const std::string& of : gradients.names())
         worst.gradient =
-            std::max(worst.gradient, relative(values(net.parameters()(n).grad()), values(gradients.get(n))));
+            std::max(worst.gradient, relative(values(net.parameters()(of).grad()), values(gradients.get(of))));
     }
     worst.norm = std::max(worst.norm, off(optimizer.step(expected[step]["lr"]), expected[step]["grad_norm"]));
   }
@@ -265,7 +265,6 @@ TEST_CASE("the official runs") {
           "{} on {}: loss {:.1e}, error {:.1e}, norm {:.1e}, first gradients {:.1e}, weights {:.1e}, z-scores {:.1e}",
           name, name_of(device), worst.loss, worst.error, worst.norm, worst.gradient, worst.weights, worst.z_scores);
       INFO(found);
-      if (std::getenv("T2L_VERBOSE")) fmt::print("{}\n", found);
       CHECK(worst.loss < 1e-6);
       CHECK(worst.error < 2e-6);
       CHECK(worst.norm < 3e-5);
