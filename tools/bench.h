@@ -3,11 +3,12 @@
 #include <chrono>
 #include <vector>
 
-#include "t2l/hypernet.h"
 #include "tools/cli.h"
-#include "transformer/base_model.h"
 
 namespace t2l {
+
+struct BaseModel;
+struct HypernetConfig;
 
 // Matrix products against OpenBLAS, oneDNN and the peak of fused multiply-adds.
 int bench_gemm(const CommandLine& cli);

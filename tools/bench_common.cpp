@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "t2l/hypernet.h"
 #include "tools/bench.h"
+#include "transformer/base_model.h"
 
 extern char** environ;
 

@@ -7,8 +7,10 @@
 #include <cstring>
 #include <filesystem>
 
+#include "t2l/hypernet.h"
 #include "t2l/torch_archive.h"
 #include "tools/bench.h"
+#include "transformer/base_model.h"
 
 namespace t2l {
 namespace {

@@ -7,6 +7,7 @@
 #include "nn/optimizer.h"
 #include "t2l/reconstruct.h"
 #include "tools/bench.h"
+#include "transformer/base_model.h"
 
 namespace t2l {
 
