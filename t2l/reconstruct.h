@@ -1,6 +1,5 @@
-// The reconstruction objective (Charakorn et al., "Text-to-LoRA", 2025, section 3.2, and the official
-// recon_trainer.py): a hypernetwork learns to give back adapters that were trained one by one, as mean absolute errors
-// of
+// The reconstruction objective of Text-to-LoRA, as the official recon_trainer.py has it: a hypernetwork learns to give
+// back adapters that were trained one by one. The loss is a mean absolute error of
 //   A and B by themselves, as z-scores over the training tasks     (factorized), or of
 //   delta W = B A, against delta_w_scaling times the target's      (dense; no delta W is ever held).
 #pragma once
