@@ -69,6 +69,16 @@ Var lora(const Var& base, const Var& x, const Var& a, const Var& b, const Tensor
 Var cross_entropy(const Var& x, const Var& w, const Tensor& targets, const Tensor& weights, float smoothing,
                   float softcap, Tensor* losses = nullptr, int64_t chunk_rows = 0);
 
+// ---- reconstruction.cpp. Row i of the predictions has row ids[i] of the targets, f32.  ids: i32 [n]
+// mean |prediction - z|, z = (target - mean) / (std + 1e-10), or the target where mean and std are not given. error, if
+// given, becomes the same in the targets' own unit.  prediction: [n, ..]  target: [m, ..]  mean, std: [..] -> f32 [1]
+Var l1_loss(const Var& prediction, const Tensor& target, const Tensor& ids, const Tensor& mean = {},
+            const Tensor& std = {}, Tensor* error = nullptr);
+// mean |b a - scale target_b target_a|, of which nothing larger than a or b exists.  a: [n, layers, r, in]
+// b: [n, layers, out, r]  target_a: [m, layers, r, in]  target_b: [m, layers, out, r] -> f32 [1]
+Var dense_l1_loss(const Var& a, const Var& b, const Tensor& target_a, const Tensor& target_b, const Tensor& ids,
+                  float scale);
+
 // ---- attention.cpp
 // Rotary position embedding, halves form.  x: [tokens, heads, dim]  cos, sin: f32 [positions, dim / 2]
 // positions: i32 [tokens]

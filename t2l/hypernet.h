@@ -53,6 +53,7 @@ class Hypernet {
   explicit Hypernet(HypernetConfig config);  // declares the parameters, with the official names and initial laws
 
   const HypernetConfig& config() const { return config_; }
+  void set_dropout(float p) { config_.dropout = p; }
   Parameters& parameters() { return parameters_; }
   const Parameters& parameters() const { return parameters_; }
 

@@ -7,6 +7,9 @@
 
 namespace t2l {
 
+struct BaseModel;
+struct HypernetConfig;
+
 // Matrix products against OpenBLAS, oneDNN and the peak of fused multiply-adds.
 int bench_gemm(const CommandLine& cli);
 // Attention against the matrix product.
@@ -19,7 +22,13 @@ int bench_run(const CommandLine& cli);
 // A cold t2l-run process, until its first token, against reading the model's files.
 int bench_load(const CommandLine& cli);
 
+// A training step of reconstruction.
+int bench_reconstruct(const CommandLine& cli);
+
 // ---- what they share
+// A hypernetwork for q_proj and v_proj of the base model, of variant L, M or S; UsageError for another.
+HypernetConfig hypernet_for(const BaseModel& base, const std::string& variant);
+
 double median(std::vector<double> v);  // of an even count, the mean of the two in the middle
 
 template <class F>

@@ -6,7 +6,9 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "t2l/hypernet.h"
 #include "tools/bench.h"
+#include "transformer/base_model.h"
 
 extern char** environ;
 
@@ -17,6 +19,19 @@ namespace fs = std::filesystem;
 double median(std::vector<double> v) {
   std::sort(v.begin(), v.end());
   return v.size() % 2 ? v[v.size() / 2] : (v[v.size() / 2 - 1] + v[v.size() / 2]) / 2;
+}
+
+HypernetConfig hypernet_for(const BaseModel& base, const std::string& variant) {
+  if (variant != "L" && variant != "M" && variant != "S")
+    throw UsageError(fmt::format("--variant {}: must be L, M or S", variant));
+  HypernetConfig c;
+  c.shared_head = variant != "L";
+  c.autoregressive = variant == "S";
+  c.objective = HypernetConfig::Objective::Reconstruction;  // whose initial adapters are not zero
+  c.layers = base.layers;
+  c.task_dim = 1024;
+  for (const char* m : {"q_proj", "v_proj"}) c.modules.push_back({m, base.linear(m)->in, base.linear(m)->out});
+  return c;
 }
 
 ChildRun run_child(const std::string& name, const std::vector<std::string>& arguments, const std::string& scratch) {

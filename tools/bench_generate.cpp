@@ -19,15 +19,7 @@ namespace fs = std::filesystem;
 
 // The checkpoint of an untrained hypernetwork, in the official layout.
 Hypernet write_checkpoint(const std::string& folder, const BaseModel& base, const std::string& variant, uint64_t seed) {
-  HypernetConfig c;
-  if (variant != "L" && variant != "M" && variant != "S")
-    throw UsageError(fmt::format("--variant {}: must be L, M or S", variant));
-  c.shared_head = variant != "L";
-  c.autoregressive = variant == "S";
-  c.objective = HypernetConfig::Objective::Reconstruction;  // whose initial adapters are not zero
-  c.layers = base.layers;
-  c.task_dim = 1024;
-  for (const char* m : {"q_proj", "v_proj"}) c.modules.push_back({m, base.linear(m)->in, base.linear(m)->out});
+  const HypernetConfig c = hypernet_for(base, variant);
   Hypernet net(c);
   net.parameters().initialise(seed);
   NamedTensors state;

@@ -98,19 +98,18 @@ void CommandLine::parse(int argc, char** argv) {
     if (name != "f32" && name != "bf16") throw UsageError(fmt::format("--dtype {}: must be f32 or bf16", name));
     dtype = name == "f32" ? DType::F32 : DType::BF16;
   }
-  const std::string where = get("device");
-  if (where.empty()) {
-    device = has_cuda() ? Device::CUDA : Device::CPU;
-  } else if (where == "cpu") {
-    device = Device::CPU;
-  } else if (where == "cuda" || (where.starts_with("cuda:") && where.size() > 5 && where.size() < 9 &&
-                                 where.find_first_not_of("0123456789", 5) == std::string::npos)) {
-    device = Device::CUDA;
-    if (where != "cuda") select_cuda(std::stoi(where.substr(5)));
-    backend(device);  // fails here, with the reason, if there is none
-  } else {
-    throw UsageError(fmt::format("--device {}: must be cpu, cuda or cuda:N", where));
-  }
+  device = select_device(get("device"));
+}
+
+Device select_device(const std::string& name) {
+  if (name.empty()) return has_cuda() ? Device::CUDA : Device::CPU;
+  if (name == "cpu") return Device::CPU;
+  const bool numbered = name.starts_with("cuda:") && name.size() > 5 && name.size() < 9 &&
+                        name.find_first_not_of("0123456789", 5) == std::string::npos;
+  if (name != "cuda" && !numbered) throw UsageError(fmt::format("--device {}: must be cpu, cuda or cuda:N", name));
+  if (numbered) select_cuda(std::stoi(name.substr(5)));
+  backend(Device::CUDA);  // fails here, with the reason, if there is none
+  return Device::CUDA;
 }
 
 int run_program(const std::function<int()>& body) {

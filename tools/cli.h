@@ -48,6 +48,9 @@ class CommandLine {
   boost::program_options::variables_map values_;
 };
 
+// cpu, cuda or cuda:N; empty: cuda if a GPU answers, else cpu. UsageError for anything else, Error if there is none.
+Device select_device(const std::string& name);
+
 // Thrown where a program sees that it was asked to stop.
 struct Interrupted : Error {
   using Error::Error;

@@ -15,26 +15,29 @@ struct Table {
   const char* name;
   int (*measure)(const CommandLine& cli);  // null: not built yet
 };
-constexpr Table kTables[] = {{"gemm", bench_gemm},    {"kernels", bench_kernels}, {"generate", bench_generate},
-                             {"run", bench_run},      {"load", bench_load},       {"train", nullptr},
-                             {"reconstruct", nullptr}};
+constexpr Table kTables[] = {
+    {"gemm", bench_gemm}, {"kernels", bench_kernels}, {"generate", bench_generate},      {"run", bench_run},
+    {"load", bench_load}, {"train", nullptr},         {"reconstruct", bench_reconstruct}};
 
 int run(int argc, char** argv) {
   CommandLine cli("t2l-bench", "Speed, against the machine's own ceilings and the libraries installed on it.",
                   "t2l-bench gemm|kernels [--filter NAME]\n"
                   "       t2l-bench generate --model DIR [--variant L|M|S] [--n N]\n"
-                  "       t2l-bench run|load --model DIR [--random]");
+                  "       t2l-bench run|load --model DIR [--random]\n"
+                  "       t2l-bench reconstruct --model DIR [--variant L|M|S] [--dense] [--layers N]");
   namespace po = boost::program_options;
   const auto number = [] { return po::value<int64_t>(); };
   cli.add()("filter", po::value<std::string>(), "gemm, kernels: only the rows whose name contains this")(
       "model", po::value<std::string>(),
       "directory of the base model; generate and --random read only its config.json")(
-      "variant", po::value<std::string>(), "generate: L (default), M or S")(
+      "variant", po::value<std::string>(), "generate, reconstruct: L (default), M or S")(
       "n", number(), "generate: descriptions in one call (default 128); run: sequences decoded together (default 8)")(
       "random", "run, load: random weights instead of the model's own")("prompt-tokens", number(),
                                                                         "run: tokens to prefill (default 512)")(
       "new-tokens", number(), "run: tokens to decode for each sequence (default 32)")(
-      "repeat", number(), "run, load: how often (default 7 and 5)");
+      "repeat", number(), "run, load, reconstruct: how often (default 7, 5 and 5)")(
+      "dense", "reconstruct: compare products B A instead of A and B")(
+      "layers", number(), "reconstruct: only the first of the model's layers");
   const std::string what = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
   std::vector<std::string> names;
   for (const Table& t : kTables)

@@ -1,0 +1,32 @@
+// What t2l-train trains, each as one micro-batch at a time for the loop in trainer.h: a hypernetwork through a frozen
+// base model or towards given adapters, or one LoRA adapter of the base model.
+#pragma once
+#include "t2l/checkpoint.h"
+#include "t2l/dataset.h"
+#include "t2l/embedding_table.h"
+#include "t2l/reconstruct.h"
+#include "t2l/sft.h"
+#include "t2l/trainer.h"
+
+namespace t2l {
+
+class Learner {
+ public:
+  virtual ~Learner() = default;
+  virtual Parameters& parameters() = 0;
+  // The loss of the micro-batch that iteration `i` sees, recorded on the tape, and what metrics say of it.
+  virtual MicroBatch forward(int64_t i) = 0;
+  virtual int64_t batches_per_epoch() const = 0;
+  virtual int64_t recorded() const { return 0; }  // batches of data_order, where one is replayed
+  // Writes what was learnt into a directory, as t2l-gen, t2l-run or PEFT read it.
+  virtual void save(const std::string& directory) const = 0;
+};
+
+// Of the config's verb: sft, reconstruct, lora or multitask. Reads all data; Error in one line for whatever is wrong.
+std::unique_ptr<Learner> make_learner(const TrainConfig& config, DType dtype, Device device,
+                                      const TaskSet::Progress& progress = {});
+
+// Iterations, accumulation, schedule and optimizer as the config says.
+TrainPlan plan_of(const TrainConfig& config, const Learner& learner);
+
+}  // namespace t2l
