@@ -53,21 +53,6 @@ std::vector<TaskSize> sizes(const TaskSet& set) {
   return out;
 }
 
-SamplerOptions sampler_of(const TrainConfig& c) {
-  SamplerOptions o;
-  o.kind = c.verb == Verb::Reconstruct  ? SamplerOptions::Kind::Reconstruct
-           : c.use_hierarchical_sampler ? SamplerOptions::Kind::Hierarchical
-                                        : SamplerOptions::Kind::Plain;
-  o.descriptions = c.use_per_task_emb ? SamplerOptions::Descriptions::OfTask : SamplerOptions::Descriptions::None;
-  o.tasks_per_batch = c.n_tasks_per_batch;
-  o.points_per_task = c.n_points_per_task;
-  o.batch_size = c.batch_size;
-  o.descriptions_per_task = c.n_embs_per_sampled_task;
-  o.shuffle = c.shuffle;
-  o.seed = uint64_t(c.seed);
-  return o;
-}
-
 // ---- recordings of the official code, where they are
 // ------------------------------------------------------------------
 
@@ -95,7 +80,7 @@ TEST_CASE("batches of recorded runs come out as the official code made them") {
     if (config.verb != Verb::Reconstruct)
       encoder = SampleEncoder::load(config.model_dir, config.model_dir, true, config.inp_max_len);
     const TaskSet set = TaskSet::load(config, encoder ? &*encoder : nullptr);
-    Sampler sampler(sampler_of(config), sizes(set));
+    Sampler sampler(sampler_options(config), sizes(set));
     sampler.replay(folder + "/data_order.jsonl");
     CHECK(sampler.recorded() == 50);
     CHECK(sampler.batches_per_epoch() * config.epochs == 50);
@@ -679,6 +664,20 @@ TEST_CASE("reconstruction visits tasks with different descriptions of each") {
   o.tasks_per_batch = 100, o.descriptions_per_task = 0;
   CHECK(Sampler(o, tasks).batches_per_epoch() == 1);
   CHECK(Sampler(o, tasks).batch(4).size() == 1 + 2 + 3 + 4 + 1 + 2 + 3 + 4 + 1);
+}
+
+TEST_CASE("samplers are as the options say") {
+  using Source = SamplerOptions::Descriptions;
+  CHECK(sampler_options(config_of(Verb::Lora, "")).descriptions == Source::None);
+  CHECK(sampler_options(config_of(Verb::Hyperdecoders, "")).descriptions == Source::OfSample);
+  CHECK(sampler_options(config_of(Verb::Sft, "use_one_hot_task_emb: true")).descriptions == Source::None);
+  const SamplerOptions sft = sampler_options(config_of(Verb::Sft, ""));
+  CHECK(sft.kind == SamplerOptions::Kind::Hierarchical);
+  CHECK(sft.descriptions == Source::OfTask);
+  const SamplerOptions validation = validation_options(config_of(Verb::Sft, ""));
+  CHECK(validation.kind == SamplerOptions::Kind::Plain);
+  CHECK(validation.batch_size == 64);
+  CHECK_FALSE(validation.shuffle);
 }
 
 TEST_CASE("samplers refuse what cannot be sampled") {
