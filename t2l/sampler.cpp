@@ -35,6 +35,33 @@ std::vector<int64_t> shuffled(RandomKey key, uint64_t counter, int64_t n, int64_
 
 }  // namespace
 
+SamplerOptions sampler_options(const TrainConfig& c) {
+  using Kind = SamplerOptions::Kind;
+  using Source = SamplerOptions::Descriptions;
+  SamplerOptions o;
+  o.kind = c.verb == Verb::Reconstruct  ? Kind::Reconstruct
+           : c.use_hierarchical_sampler ? Kind::Hierarchical
+                                        : Kind::Plain;
+  o.descriptions = !uses_hypernet(c.verb) || c.use_one_hot_task_emb ? Source::None
+                   : c.use_per_task_emb                             ? Source::OfTask
+                                                                    : Source::OfSample;
+  o.tasks_per_batch = c.n_tasks_per_batch;
+  o.points_per_task = c.n_points_per_task;
+  o.batch_size = c.batch_size;
+  o.descriptions_per_task = c.n_embs_per_sampled_task;
+  o.shuffle = c.shuffle;
+  o.seed = uint64_t(c.seed);
+  return o;
+}
+
+SamplerOptions validation_options(const TrainConfig& c) {
+  SamplerOptions o = sampler_options(c);
+  o.kind = SamplerOptions::Kind::Plain;
+  o.batch_size = c.val_batch_size;
+  o.shuffle = false;
+  return o;
+}
+
 Sampler::Sampler(SamplerOptions options, std::vector<TaskSize> tasks) : options_(options), tasks_(std::move(tasks)) {
   const bool has_rows = options_.kind != SamplerOptions::Kind::Reconstruct;
   if (tasks_.empty()) fail("there is no task to sample from");

@@ -10,10 +10,9 @@
 // A sample's description is drawn anew each time. Without shuffling, epochs go through tasks and rows in their order,
 // and row i has description i modulo their number (as in the official validation).
 #pragma once
-#include <cstdint>
-#include <string>
 #include <string_view>
-#include <vector>
+
+#include "t2l/train_config.h"
 
 namespace t2l {
 
@@ -37,6 +36,10 @@ struct SamplerOptions {
   bool shuffle = true;
   uint64_t seed = 0;
 };
+
+// As config says, to train; and to validate: all rows in their order, val_batch_size at a time.
+SamplerOptions sampler_options(const TrainConfig& config);
+SamplerOptions validation_options(const TrainConfig& config);
 
 struct TaskSize {
   std::string name;

@@ -53,21 +53,6 @@ std::vector<TaskSize> sizes(const TaskSet& set) {
   return out;
 }
 
-SamplerOptions sampler_of(const TrainConfig& c) {
-  SamplerOptions o;
-  o.kind = c.verb == Verb::Reconstruct  ? SamplerOptions::Kind::Reconstruct
-           : c.use_hierarchical_sampler ? SamplerOptions::Kind::Hierarchical
-                                        : SamplerOptions::Kind::Plain;
-  o.descriptions = c.use_per_task_emb ? SamplerOptions::Descriptions::OfTask : SamplerOptions::Descriptions::None;
-  o.tasks_per_batch = c.n_tasks_per_batch;
-  o.points_per_task = c.n_points_per_task;
-  o.batch_size = c.batch_size;
-  o.descriptions_per_task = c.n_embs_per_sampled_task;
-  o.shuffle = c.shuffle;
-  o.seed = uint64_t(c.seed);
-  return o;
-}
-
 // ---- recordings of the official code, where they are
 // ------------------------------------------------------------------
 
@@ -95,7 +80,7 @@ TEST_CASE("batches of recorded runs come out as the official code made them") {
     if (config.verb != Verb::Reconstruct)
       encoder = SampleEncoder::load(config.model_dir, config.model_dir, true, config.inp_max_len);
     const TaskSet set = TaskSet::load(config, encoder ? &*encoder : nullptr);
-    Sampler sampler(sampler_of(config), sizes(set));
+    Sampler sampler(sampler_options(config), sizes(set));
     sampler.replay(folder + "/data_order.jsonl");
     CHECK(sampler.recorded() == 50);
     CHECK(sampler.batches_per_epoch() * config.epochs == 50);
@@ -354,6 +339,26 @@ TEST_CASE("rows are divided between training and validation as the official code
   CHECK(set.unseen[0].name == "lol_1");
   CHECK(set.unseen[0].train.empty());
   CHECK(set.unseen[0].valid.size() == 1);
+}
+
+TEST_CASE("ranges of rows are those of `datasets`") {
+  const auto range = [](const std::string& text, int64_t rows) {
+    const RowRange r = RowRange::parse(text);
+    return std::pair(r.begin.row(rows), r.end.row(rows));
+  };
+  const auto expected = [](int64_t begin, int64_t end) { return std::pair(begin, end); };
+  CHECK(range("train", 7) == expected(0, 7));
+  CHECK(range("train[:5]", 7) == expected(0, 5));
+  CHECK(range("train[2:]", 7) == expected(2, 7));
+  CHECK(range("train[:10000]", 7) == expected(0, 7));
+  CHECK(range("train[-3:-1]", 7) == expected(4, 6));
+  CHECK(range("train[-10%:]", 40) == expected(36, 40));
+  CHECK(range("train[:90%]", 24) == expected(0, 22));  // 21.6
+  CHECK(range("train[:90%]", 25) == expected(0, 22));  // 22.5, half to even
+  CHECK(range("train[:90%]", 15) == expected(0, 14));  // 13.5
+  CHECK(range("train[90%:]", 27) == expected(24, 27));
+  for (const char* bad : {"", "[1:2]", "train[1]", "train[1:2", "train[a:]", "train[:101%]", "train[:99999999999999]"})
+    check_refused([&] { RowRange::parse(bad); }, {"range of rows"});
 }
 
 TEST_CASE("samples carry their own descriptions") {
@@ -646,9 +651,33 @@ TEST_CASE("reconstruction visits tasks with different descriptions of each") {
       for (const Sample& s : sampler.batch(e * 3 + b)) met.insert(s);
     CHECK(met.size() == 1 + 2 + 2 + 2 + 1 + 2 + 2 + 2 + 1);  // a task may have only one
   }
+  // Tasks of one batch choose independently: two with four descriptions begin alike in a quarter of the batches.
+  o.tasks_per_batch = 2;
+  const Sampler two(o, {{"a", 0, 4}, {"b", 0, 4}});
+  int alike = 0;
+  for (int b = 0; b < 1000; ++b) {
+    const Batch batch = two.batch(b);
+    REQUIRE(batch.size() == 4);
+    alike += batch[0].description == batch[2].description;
+  }
+  CHECK(std::abs(alike - 250) < 70);
   o.tasks_per_batch = 100, o.descriptions_per_task = 0;
   CHECK(Sampler(o, tasks).batches_per_epoch() == 1);
   CHECK(Sampler(o, tasks).batch(4).size() == 1 + 2 + 3 + 4 + 1 + 2 + 3 + 4 + 1);
+}
+
+TEST_CASE("samplers are as the options say") {
+  using Source = SamplerOptions::Descriptions;
+  CHECK(sampler_options(config_of(Verb::Lora, "")).descriptions == Source::None);
+  CHECK(sampler_options(config_of(Verb::Hyperdecoders, "")).descriptions == Source::OfSample);
+  CHECK(sampler_options(config_of(Verb::Sft, "use_one_hot_task_emb: true")).descriptions == Source::None);
+  const SamplerOptions sft = sampler_options(config_of(Verb::Sft, ""));
+  CHECK(sft.kind == SamplerOptions::Kind::Hierarchical);
+  CHECK(sft.descriptions == Source::OfTask);
+  const SamplerOptions validation = validation_options(config_of(Verb::Sft, ""));
+  CHECK(validation.kind == SamplerOptions::Kind::Plain);
+  CHECK(validation.batch_size == 64);
+  CHECK_FALSE(validation.shuffle);
 }
 
 TEST_CASE("samplers refuse what cannot be sampled") {
@@ -747,6 +776,12 @@ TEST_CASE("embedding work is kept by content") {
     ++files;
   }
   CHECK(files == 4);
+  check(encoder, {"x", "yy", "yy"});
+  for (const auto& entry : fs::directory_iterator(scratch / "cache/embeddings")) {
+    std::string bytes = read_text_file(entry.path().string());
+    if (const size_t at = bytes.find("encoder 1"); at != std::string::npos) bytes[at + 8] = '9';
+    write_text_file(entry.path().string(), bytes);  // what a collision of names would look like
+  }
   check(encoder, {"x", "yy", "yy"});
   check(encoder, {});
   other.directory = "/proc/nowhere";  // cannot be written
