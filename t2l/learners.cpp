@@ -12,25 +12,11 @@ namespace {
 
 constexpr uint64_t kStreams = uint64_t(1) << 34;  // random streams a step may use; see sft.cpp
 
-SamplerOptions sampler_options(const TrainConfig& c) {
-  SamplerOptions o;
-  o.kind = c.verb == Verb::Reconstruct  ? SamplerOptions::Kind::Reconstruct
-           : c.use_hierarchical_sampler ? SamplerOptions::Kind::Hierarchical
-                                        : SamplerOptions::Kind::Plain;
-  o.descriptions = !uses_hypernet(c.verb) || !c.use_per_task_emb ? SamplerOptions::Descriptions::None
-                                                                 : SamplerOptions::Descriptions::OfTask;
-  o.tasks_per_batch = c.n_tasks_per_batch;
-  o.points_per_task = c.n_points_per_task;
-  o.batch_size = c.batch_size;
-  o.descriptions_per_task = c.n_embs_per_sampled_task;
-  o.shuffle = c.shuffle;
-  o.seed = uint64_t(c.seed);
-  return o;
-}
-
-Sampler make_sampler(const TrainConfig& c, const TaskSet& set) {
+// table: the descriptions there are, where a hypernetwork reads them.
+Sampler make_sampler(const TrainConfig& c, const TaskSet& set, const EmbeddingTable* table) {
   std::vector<TaskSize> sizes;
-  for (const Task& t : set.tasks) sizes.push_back({t.name, int64_t(t.train.size()), int64_t(t.descriptions.size())});
+  for (size_t i = 0; i < set.tasks.size(); ++i)
+    sizes.push_back({set.tasks[i].name, int64_t(set.tasks[i].train.size()), table ? table->size(int64_t(i)) : 0});
   Sampler sampler(sampler_options(c), sizes);
   if (!c.data_order.empty()) sampler.replay(c.data_order);
   return sampler;
@@ -71,14 +57,12 @@ Json metrics_of(const SftLoss& loss) {
 struct Through {
   Decoder base;
   TaskSet set;
-  Sampler sampler;
 
   static Through load(const TrainConfig& c, DType dtype, Device device, const TaskSet::Progress& progress) {
     const std::string dir = find_model(c.model_dir, "give its directory as model_dir");
     const SampleEncoder encoder = SampleEncoder::load(dir, c.model_dir, c.sft_mode == "completion", c.inp_max_len);
     TaskSet set = TaskSet::load(c, &encoder, false, false, progress);
-    Sampler sampler = make_sampler(c, set);
-    return {Decoder::load(dir, {dtype, device, {}, c.recompute}), std::move(set), std::move(sampler)};
+    return {Decoder::load(dir, {dtype, device, {}, c.recompute}), std::move(set)};
   }
 };
 
@@ -167,17 +151,18 @@ class SftLearner final : public Learner {
       : config_(c),
         through_(Through::load(c, dtype, device, progress)),
         table_(make_table(c, through_.set, device)),
+        sampler_(make_sampler(c, through_.set, &table_)),
         trained_(make_hypernet(c, through_.set, table_.dim())) {
     parameters().commit(device);
   }
 
   Parameters& parameters() override { return trained_.net.parameters(); }
-  int64_t batches_per_epoch() const override { return through_.sampler.batches_per_epoch(); }
-  int64_t recorded() const override { return through_.sampler.recorded(); }
+  int64_t batches_per_epoch() const override { return sampler_.batches_per_epoch(); }
+  int64_t recorded() const override { return sampler_.recorded(); }
   void save(const std::string& directory) const override { save_hypernet(trained_, directory); }
 
   MicroBatch forward(int64_t i) override {
-    const Batch batch = through_.sampler.batch(i);
+    const Batch batch = sampler_.batch(i);
     const DecoderOptions& o = through_.base.options();
     const RandomKey key{uint64_t(config_.seed), uint64_t(i + 1) * kStreams};
     const Hypernet::Training training{uint64_t(config_.seed), uint64_t(i)};
@@ -195,6 +180,7 @@ class SftLearner final : public Learner {
   TrainConfig config_;
   Through through_;
   EmbeddingTable table_;
+  Sampler sampler_;
   TrainedHypernet trained_;
 };
 
@@ -204,8 +190,8 @@ class ReconstructLearner final : public Learner {
       : config_(c),
         device_(device),
         set_(TaskSet::load(c, nullptr)),
-        sampler_(make_sampler(c, set_)),
         table_(make_table(c, set_, device)),
+        sampler_(make_sampler(c, set_, &table_)),
         trained_(make_hypernet(c, set_, table_.dim())),
         targets_(load_targets(c.oracle_dir, names_of(set_), trained_.net.config())) {
     if (trained_.net.config().z_score && c.init_from.empty()) set_z_scores(trained_.net, targets_);
@@ -231,8 +217,8 @@ class ReconstructLearner final : public Learner {
   TrainConfig config_;
   Device device_;
   TaskSet set_;
-  Sampler sampler_;
   EmbeddingTable table_;
+  Sampler sampler_;
   TrainedHypernet trained_;
   ReconTargets targets_;
 };
@@ -243,7 +229,9 @@ class ReconstructLearner final : public Learner {
 class LoraLearner final : public Learner {
  public:
   LoraLearner(const TrainConfig& c, DType dtype, Device device, const TaskSet::Progress& progress)
-      : config_(c), through_(Through::load(c, dtype, device, progress)) {
+      : config_(c),
+        through_(Through::load(c, dtype, device, progress)),
+        sampler_(make_sampler(c, through_.set, nullptr)) {
     const DecoderConfig& base = through_.base.config();
     spec_ = {c.model_dir, c.lora_r, c.lora_alpha, c.use_rslora, c.lora_dropout, c.target_modules};
     std::optional<Adapter> start;
@@ -271,8 +259,8 @@ class LoraLearner final : public Learner {
   }
 
   Parameters& parameters() override { return parameters_; }
-  int64_t batches_per_epoch() const override { return through_.sampler.batches_per_epoch(); }
-  int64_t recorded() const override { return through_.sampler.recorded(); }
+  int64_t batches_per_epoch() const override { return sampler_.batches_per_epoch(); }
+  int64_t recorded() const override { return sampler_.recorded(); }
 
   MicroBatch forward(int64_t i) override {
     const DecoderOptions& o = through_.base.options();
@@ -289,8 +277,8 @@ class LoraLearner final : public Learner {
         batch.layers[layer][size_t(parse_projection(module))] = {part('A'), part('B')};
       }
     const RandomKey key{uint64_t(config_.seed), uint64_t(i + 1) * kStreams};
-    const SftLoss loss = sft_loss(through_.base, sft_batch(through_.set, through_.sampler.batch(i)), batch, nullptr,
-                                  sft_options(config_), &key);
+    const SftLoss loss =
+        sft_loss(through_.base, sft_batch(through_.set, sampler_.batch(i)), batch, nullptr, sft_options(config_), &key);
     return {loss.total, metrics_of(loss)};
   }
 
@@ -310,6 +298,7 @@ class LoraLearner final : public Learner {
 
   TrainConfig config_;
   Through through_;
+  Sampler sampler_;
   AdapterSpec spec_;
   Parameters parameters_;
 };

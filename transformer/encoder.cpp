@@ -109,7 +109,8 @@ TextEncoder::Packed TextEncoder::pack(const TokenIds& texts) const {
       fail("{}: text {} has {} tokens, but the model takes at most {}; shorten it", config_.where, s, texts[s].size(),
            config_.positions);
   }
-  const auto [ids, positions, offsets] = pack_ids(texts, config_.vocab, config_.where);
+  const PackedIds packed = pack_ids(texts, config_.vocab, config_.where);
+  const std::vector<int32_t>&ids = packed.ids, &positions = packed.positions, &offsets = packed.offsets;
 
   const Device on = options_.device;
   Packed p;
