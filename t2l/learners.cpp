@@ -303,10 +303,28 @@ class LoraLearner final : public Learner {
   Parameters parameters_;
 };
 
+// Settings that another result would follow from than the one asked for.
+void check_built(const TrainConfig& c) {
+  const std::pair<bool, const char*> missing[] = {
+      {!c.mt_lora_path.empty(), "mt_lora_path"},
+      {c.learnable_AB_offset, "learnable_AB_offset"},
+      {c.use_inp_as_desc, "use_inp_as_desc"},
+      {c.use_per_sample_desc, "use_per_sample_desc"},
+      {uses_hypernet(c.verb) && !c.use_per_task_emb && !c.use_one_hot_task_emb, "use_per_task_emb: false"},
+      {c.min_lr_frac != 0, "min_lr_frac"},
+      {c.gist_mask, "gist_mask"},
+      {!c.export_official.empty(), "export_official"},
+      {c.dry_run, "dry_run"},
+  };
+  for (const auto& [set, key] : missing)
+    if (set) throw UsageError(fmt::format("{}: is not built yet; leave it out", key));
+}
+
 }  // namespace
 
 std::unique_ptr<Learner> make_learner(const TrainConfig& c, DType dtype, Device device,
                                       const TaskSet::Progress& progress) {
+  check_built(c);
   switch (c.verb) {
     case Verb::Sft: return std::make_unique<SftLearner>(c, dtype, device, progress);
     case Verb::Reconstruct: return std::make_unique<ReconstructLearner>(c, device);

@@ -40,17 +40,13 @@ int run(int argc, char** argv) {
   std::erase_if(settings, [&](const Setting& s) { return s.key == "config" && (file = s.value, true); });
   const TrainConfig c = TrainConfig::load(verb, file, settings);
   if (c.data.empty() || c.out.empty()) throw UsageError("--data and --out are needed; see t2l-train --help");
-  for (const auto& [asked, name] :
-       {std::pair(c.dry_run, "dry_run"), std::pair(!c.export_official.empty(), "export_official")})
-    if (asked) throw UsageError(fmt::format("--{}: is not built yet; leave it out", name));
-
   if (c.threads > 0) omp_set_num_threads(int(c.threads));
   const Device device = select_device(c.device);
   const DType dtype =
       c.base_dtype == "bf16" || (c.base_dtype.empty() && is_fast(device, DType::BF16)) ? DType::BF16 : DType::F32;
   for (const std::string& w : c.warnings) log_line("warning: " + w);
   if (!c.eval_ds_info.empty() && !c.skip_eval)
-    log_line("warning: validation is not built yet; the run trains without it");
+    log_line("warning: validation is not built yet; the run trains without it, and without early stopping");
 
   // Everything that can be wrong shows before the directory is made.
   Progress reading("rows read", 1, c.quiet);
