@@ -173,11 +173,10 @@ void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hook
     if (hooks.progress) hooks.progress(i, row);
     const bool due = update && plan.save_every > 0 && at.updates % plan.save_every == 0;
     if (due) save(), saved = at.updates;
-    if (hooks.check_interrupt) try {
+    if (update && hooks.check_interrupt) try {  // between updates there are gradients that no checkpoint holds
         hooks.check_interrupt();
       } catch (...) {
-        // Between updates the collected gradients are not kept: the run goes on from the last update's checkpoint.
-        if (update && saved != at.updates) save();
+        if (saved != at.updates) save();
         throw;
       }
   }
