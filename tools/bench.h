@@ -22,6 +22,8 @@ int bench_run(const CommandLine& cli);
 // A cold t2l-run process, until its first token, against reading the model's files.
 int bench_load(const CommandLine& cli);
 
+// A training step of supervised fine-tuning.
+int bench_train(const CommandLine& cli);
 // A training step of reconstruction.
 int bench_reconstruct(const CommandLine& cli);
 

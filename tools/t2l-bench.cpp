@@ -13,35 +13,39 @@ namespace {
 
 struct Table {
   const char* name;
-  int (*measure)(const CommandLine& cli);  // null: not built yet
+  int (*measure)(const CommandLine& cli);
 };
 constexpr Table kTables[] = {
     {"gemm", bench_gemm}, {"kernels", bench_kernels}, {"generate", bench_generate},      {"run", bench_run},
-    {"load", bench_load}, {"train", nullptr},         {"reconstruct", bench_reconstruct}};
+    {"load", bench_load}, {"train", bench_train},     {"reconstruct", bench_reconstruct}};
 
 int run(int argc, char** argv) {
   CommandLine cli("t2l-bench", "Speed, against the machine's own ceilings and the libraries installed on it.",
                   "t2l-bench gemm|kernels [--filter NAME]\n"
                   "       t2l-bench generate --model DIR [--variant L|M|S] [--n N]\n"
                   "       t2l-bench run|load --model DIR [--random]\n"
+                  "       t2l-bench train --model DIR [--random] [--lengths 64,128,..] [--response 0.25] [--steps N]\n"
                   "       t2l-bench reconstruct --model DIR [--variant L|M|S] [--dense] [--layers N]");
   namespace po = boost::program_options;
   const auto number = [] { return po::value<int64_t>(); };
   cli.add()("filter", po::value<std::string>(), "gemm, kernels: only the rows whose name contains this")(
       "model", po::value<std::string>(),
       "directory of the base model; generate and --random read only its config.json")(
-      "variant", po::value<std::string>(), "generate, reconstruct: L (default), M or S")(
+      "variant", po::value<std::string>(), "generate, train, reconstruct: L (default), M or S")(
       "n", number(), "generate: descriptions in one call (default 128); run: sequences decoded together (default 8)")(
-      "random", "run, load: random weights instead of the model's own")("prompt-tokens", number(),
-                                                                        "run: tokens to prefill (default 512)")(
+      "random", "run, load, train: random weights instead of the model's own")(
+      "lengths", po::value<std::string>(), "train: tokens of each sample (default 64,128,192,256,320,384,448,512)")(
+      "response", po::value<double>(), "train: share of each that is an answer (default 0.25)")(
+      "steps", number(), "train: steps after the first (default 5)")(
+      "recompute", "train: compute activations again in backward instead of keeping them")(
+      "prompt-tokens", number(), "run: tokens to prefill (default 512)")(
       "new-tokens", number(), "run: tokens to decode for each sequence (default 32)")(
       "repeat", number(), "run, load, reconstruct: how often (default 7, 5 and 5)")(
       "dense", "reconstruct: compare products B A instead of A and B")(
       "layers", number(), "reconstruct: only the first of the model's layers");
   const std::string what = argc > 1 && argv[1][0] != '-' ? argv[1] : "";
   std::vector<std::string> names;
-  for (const Table& t : kTables)
-    if (t.measure) names.push_back(t.name);
+  for (const Table& t : kTables) names.push_back(t.name);
   const std::string choice = fmt::format("{}", fmt::join(names, ", "));
   if (what.empty()) {
     cli.parse(argc, argv);  // --help and --version end here
@@ -50,7 +54,6 @@ int run(int argc, char** argv) {
   const auto table =
       std::find_if(std::begin(kTables), std::end(kTables), [&](const Table& t) { return t.name == what; });
   if (table == std::end(kTables)) throw UsageError(fmt::format("t2l-bench {}: must be one of {}", what, choice));
-  if (!table->measure) throw UsageError(fmt::format("t2l-bench {}: is not built yet; there are {}", what, choice));
   argv[1] = argv[0];
   cli.parse(argc - 1, argv + 1);
   return table->measure(cli);
