@@ -225,8 +225,12 @@ TEST_CASE("what is refused before anything is trained") {
 
   const World good;
   const std::string out = good.scratch / "out";
-  REQUIRE(good.train("lora", out, {"--steps=2"}).status == 0);
-  Run r = good.train("lora", out, {"--steps=2"});
+  Run r = good.train("lora", out, {"--steps=2", "--json"});
+  REQUIRE(r.status == 0);
+  const Json report = parse_json(r.out, "stdout");
+  CHECK(report["last"]["updated"] == true);
+  CHECK(report["iterations"] == 4);
+  r = good.train("lora", out, {"--steps=2"});
   CHECK(r.status == 1);
   CHECK(r.err.find("not empty") != std::string::npos);
   r = good.train("lora", out, {"--steps=3", "--resume"});

@@ -1,6 +1,7 @@
 // Everything that learns: adapters and hypernetworks, by the official options.
 #include <omp.h>
 
+#include <algorithm>
 #include <filesystem>
 
 #include "t2l/learners.h"
@@ -9,6 +10,26 @@
 using namespace t2l;
 
 namespace {
+
+// Options that are read, since official configs have them, but do nothing yet: --help does not list them.
+constexpr const char* kNotBuilt[] = {"dry_run",         "export_official",     "mt_lora_path", "learnable_AB_offset",
+                                     "use_inp_as_desc", "use_per_sample_desc", "min_lr_frac",  "gist_mask",
+                                     "curriculum",      "p_no_description",    "p_shots",      "val_freq",
+                                     "val_batch_size",  "keep_best",           "patience",     "also_val_on_train",
+                                     "skip_eval"};
+
+std::string help_of(Verb verb) {
+  std::string listed;
+  const std::string all = TrainConfig::help(verb);
+  for (size_t at = 0, end; at < all.size(); at = end) {
+    end = std::min(all.find('\n', at), all.size() - 1) + 1;
+    const std::string line = all.substr(at, end - at);
+    if (std::none_of(std::begin(kNotBuilt), std::end(kNotBuilt),
+                     [&](const char* key) { return line.find(fmt::format("  {} ", key)) == 0; }))
+      listed += line;
+  }
+  return listed;
+}
 
 constexpr const char* kUsage =
     "Trains adapters and hypernetworks.\n\n"
@@ -31,7 +52,7 @@ int run(int argc, char** argv) {
   }
   const Verb verb = parse_verb(arguments[0]);
   if (given("--help")) {
-    fmt::print("{}\n{}", kUsage, TrainConfig::help(verb));
+    fmt::print("{}\n{}", kUsage, help_of(verb));
     return 0;
   }
   arguments.erase(arguments.begin());
@@ -65,14 +86,31 @@ int run(int argc, char** argv) {
   fs::create_directories(c.out);
 
   Progress bar("steps", plan.iterations, c.quiet);
+  Stopwatch watch;
+  Json last;
   train(learner->parameters(), plan,
         {.forward = [&](int64_t i) { return learner->forward(i); },
-         .progress = [&](int64_t i, const Json&) { bar.update(i + 1); },
+         .progress =
+             [&](int64_t i, const Json& row) {
+               last = row;
+               bar.update(i + 1);
+             },
          .check_interrupt = [] { stop_if_interrupted("interrupted; the run is saved, --resume goes on"); }},
         c.out, Json{{"yaml", c.yaml()}, {"dtype", name_of(dtype)}}, c.resume);
   OutputDirectory final_files(c.out, true);
   learner->save(final_files.path());
   final_files.commit();
+  if (c.json)
+    fmt::print("{}\n", Json{{"out", c.out},
+                            {"verb", name_of(verb)},
+                            {"iterations", plan.iterations},
+                            {"parameters", learner->parameters().count()},
+                            {"last", last},
+                            {"seconds", watch.lap()},
+                            {"dtype", name_of(dtype)},
+                            {"device", name_of(device)},
+                            {"peak_rss_mib", peak_resident_bytes() / (1 << 20)}}
+                           .dump(2));
   if (!c.quiet)
     log_line(fmt::format("{} steps, {} parameters, in {}", plan.iterations, learner->parameters().count(), c.out));
   return 0;
