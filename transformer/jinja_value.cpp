@@ -13,6 +13,9 @@ namespace t2l::jinja {
 
 thread_local Meter* Meter::current_ = nullptr;
 
+Meter::Meter() : outer_(current_) { current_ = this; }
+Meter::~Meter() { current_ = outer_; }
+
 void Meter::steps(size_t n) {
   if (!current_) return;
   if (n > current_->steps_) fail("the template takes too long: more than 20 million steps");
@@ -32,6 +35,8 @@ Meter::Depth::Depth() {
     fail("the template recurses deeper than {} levels", max_run_depth);
   }
 }
+
+Meter::Depth::~Depth() { --current_->depth_; }
 
 size_t product(size_t a, size_t b) {
   size_t p;

@@ -33,8 +33,8 @@ constexpr int max_run_depth = 600;                   // recursion: nodes within 
 // What one render may still spend. Charges without a render (a template's constants) are free.
 class Meter {
  public:
-  Meter() : outer_(current_) { current_ = this; }
-  ~Meter() { current_ = outer_; }
+  Meter();
+  ~Meter();
   Meter(const Meter&) = delete;
   Meter& operator=(const Meter&) = delete;
 
@@ -45,13 +45,13 @@ class Meter {
   class Depth {  // of recursion
    public:
     Depth();
-    ~Depth() { --current_->depth_; }
+    ~Depth();
     Depth(const Depth&) = delete;
     Depth& operator=(const Depth&) = delete;
   };
 
  private:
-  static thread_local Meter* current_;
+  static thread_local Meter* current_;  // used in one file only: g++ 12's UBSan takes its place elsewhere for null
   Meter* outer_;
   size_t steps_ = 20'000'000, bytes_ = size_t{1} << 29;
   int depth_ = 0;
