@@ -69,19 +69,19 @@ AdapterBatch stack_adapters(const std::vector<AdapterSum>& sums, const DecoderCo
   return batch;
 }
 
-AdapterBatch adapters_of(const std::vector<ModuleAdapters>& generated, const HypernetConfig& net,
-                         const std::vector<int32_t>& place, float scale, const DecoderConfig& base, DType dtype) {
-  const auto count = int64_t(place.size());
+AdapterBatch adapters_of(const std::vector<ModuleAdapters>& generated, const HypernetConfig& net, float scale,
+                         DType dtype) {
+  const int64_t count = generated.at(0).a.dim(0);
   AdapterBatch batch;
   batch.count = count;
   batch.scale = scale;
-  batch.layers.resize(size_t(base.layers));
-  // Generated rows are (task, layer); the model wants (layer, sample), so that a layer's weights lie together.
+  batch.layers.resize(size_t(net.layers));
+  // Generated rows are (sample, layer); the model wants (layer, sample), so that a layer's weights lie together.
   std::vector<int32_t> rows;
   for (int64_t layer = 0; layer < net.layers; ++layer)
-    for (const int32_t task : place) rows.push_back(task * int32_t(net.layers) + int32_t(layer));
+    for (int64_t sample = 0; sample < count; ++sample) rows.push_back(int32_t(sample * net.layers + layer));
   for (size_t m = 0; m < generated.size(); ++m) {
-    const auto by_layer = [&](const Var& x) {  // [tasks, layers, ..] -> [layers count, ..]
+    const auto by_layer = [&](const Var& x) {  // [count, layers, ..] -> [layers count, ..]
       const int64_t width = x.dim(2) * x.dim(3);
       const Var flat = reshape(x, {x.dim(0) * x.dim(1), width});
       return cast(gather_rows(flat, Tensor::from(rows, x.value.device())), dtype);

@@ -22,10 +22,9 @@ void check_fits(const AdapterSum& sum, const DecoderConfig& base);
 AdapterBatch stack_adapters(const std::vector<AdapterSum>& sums, const DecoderConfig& base,
                             const DecoderOptions& options);
 
-// What a hypernetwork generated for the samples of a batch, with its gradients. `place[i]` is the row of `generated`
-// that adapter i of the batch is; scale multiplies B A.
-AdapterBatch adapters_of(const std::vector<ModuleAdapters>& generated, const HypernetConfig& net,
-                         const std::vector<int32_t>& place, float scale, const DecoderConfig& base, DType dtype);
+// What a hypernetwork generated, an adapter for each sample, with its gradients; scale multiplies B A.
+AdapterBatch adapters_of(const std::vector<ModuleAdapters>& generated, const HypernetConfig& net, float scale,
+                         DType dtype);
 
 // W + sum of strength scaling B A in place of W, while it lives; then the weights are as before, bit for bit.
 class MergedAdapters {

@@ -128,13 +128,9 @@ struct Lines {
 
   static Lines read(const std::string& path) {
     Lines out{MappedFile::open(path), {}};
-    std::string_view text = as_text(out.file.bytes());
-    for (int64_t number = 1; !text.empty(); ++number) {
-      const size_t end = std::min(text.find('\n'), text.size());
-      const std::string_view line = text.substr(0, end);
-      text.remove_prefix(std::min(end + 1, text.size()));
+    for_lines(as_text(out.file.bytes()), [&](std::string_view line, int64_t number) {
       if (line.find_first_not_of(" \t\r\v\f") != std::string_view::npos) out.rows.emplace_back(line, number);
-    }
+    });
     if (out.rows.empty()) fail("{}: holds no row; a task needs at least one", path);
     return out;
   }

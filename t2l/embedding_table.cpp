@@ -14,11 +14,6 @@ namespace fs = std::filesystem;
 
 namespace {
 
-bool all_finite(const Tensor& x) {
-  const auto values = x.host<float>();
-  return std::all_of(values.begin(), values.end(), [](float v) { return std::isfinite(v); });
-}
-
 // FNV-1a: names the file; what it holds is told by its metadata.
 uint64_t hash(std::string_view text, uint64_t h = 0xcbf29ce484222325) {
   for (const char c : text) h = (h ^ static_cast<unsigned char>(c)) * 0x100000001b3;

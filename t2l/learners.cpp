@@ -10,8 +10,6 @@
 namespace t2l {
 namespace {
 
-constexpr uint64_t kStreams = uint64_t(1) << 34;  // random streams a step may use; see sft.cpp
-
 // table: the descriptions there are, where a hypernetwork reads them.
 Sampler make_sampler(const TrainConfig& c, const TaskSet& set, const EmbeddingTable* table) {
   std::vector<TaskSize> sizes;
@@ -53,18 +51,15 @@ Json metrics_of(const SftLoss& loss) {
           {"response_tokens", loss.response_tokens}};
 }
 
-// The base model and the tasks' samples, for what learns through it.
-struct Through {
-  Decoder base;
-  TaskSet set;
-
-  static Through load(const TrainConfig& c, DType dtype, Device device, const TaskSet::Progress& progress) {
-    const std::string dir = find_model(c.model_dir, "give its directory as model_dir");
-    const SampleEncoder encoder = SampleEncoder::load(dir, c.model_dir, c.sft_mode == "completion", c.inp_max_len);
-    TaskSet set = TaskSet::load(c, &encoder, false, false, progress);
-    return {Decoder::load(dir, {dtype, device, {}, c.recompute}), std::move(set)};
-  }
-};
+// What learns through a base model needs it, and the tasks' samples in its tokens.
+Decoder load_base(const TrainConfig& c, DType dtype, Device device) {
+  return Decoder::load(find_model(c.model_dir, "give its directory as model_dir"), {dtype, device, {}, c.recompute});
+}
+TaskSet load_samples(const TrainConfig& c, const TaskSet::Progress& progress) {
+  const std::string dir = find_model(c.model_dir, "give its directory as model_dir");
+  const SampleEncoder encoder = SampleEncoder::load(dir, c.model_dir, c.sft_mode == "completion", c.inp_max_len);
+  return TaskSet::load(c, &encoder, false, false, progress);
+}
 
 // ---- hypernetworks
 // ---------------------------------------------------------------------------------------------------
@@ -145,81 +140,74 @@ TrainedHypernet make_hypernet(const TrainConfig& c, const TaskSet& set, int64_t 
   return settle(std::move(t));
 }
 
-class SftLearner final : public Learner {
+class HypernetLearner : public Learner {
  public:
-  SftLearner(const TrainConfig& c, DType dtype, Device device, const TaskSet::Progress& progress)
-      : config_(c),
-        through_(Through::load(c, dtype, device, progress)),
-        table_(make_table(c, through_.set, device)),
-        sampler_(make_sampler(c, through_.set, &table_)),
-        trained_(make_hypernet(c, through_.set, table_.dim())) {
-    parameters().commit(device);
-  }
-
   Parameters& parameters() override { return trained_.net.parameters(); }
-  int64_t batches_per_epoch() const override { return sampler_.batches_per_epoch(); }
-  int64_t recorded() const override { return sampler_.recorded(); }
+  const Sampler& sampler() const override { return sampler_; }
   void save(const std::string& directory) const override { save_hypernet(trained_, directory); }
 
-  MicroBatch forward(int64_t i) override {
-    const Batch batch = sampler_.batch(i);
-    const DecoderOptions& o = through_.base.options();
-    const RandomKey key{uint64_t(config_.seed), uint64_t(i + 1) * kStreams};
-    const Hypernet::Training training{uint64_t(config_.seed), uint64_t(i)};
-    const std::vector<ModuleAdapters> generated = trained_.net.generate(table_.gather(batch).to(o.device), &training);
-    std::vector<int32_t> place;
-    for (size_t s = 0; s < batch.size(); ++s) place.push_back(int32_t(s));
-    const AdapterBatch adapters = adapters_of(generated, trained_.net.config(), place,
-                                              float(trained_.adapter.scaling()), through_.base.config(), o.dtype);
-    const SftLoss loss =
-        sft_loss(through_.base, sft_batch(through_.set, batch), adapters, &generated, sft_options(config_), &key);
-    return {loss.total, metrics_of(loss)};
-  }
-
- private:
-  TrainConfig config_;
-  Through through_;
-  EmbeddingTable table_;
-  Sampler sampler_;
-  TrainedHypernet trained_;
-};
-
-class ReconstructLearner final : public Learner {
- public:
-  ReconstructLearner(const TrainConfig& c, Device device)
+ protected:
+  HypernetLearner(const TrainConfig& c, TaskSet set, Device device)
       : config_(c),
         device_(device),
-        set_(TaskSet::load(c, nullptr)),
+        set_(std::move(set)),
         table_(make_table(c, set_, device)),
         sampler_(make_sampler(c, set_, &table_)),
-        trained_(make_hypernet(c, set_, table_.dim())),
-        targets_(load_targets(c.oracle_dir, names_of(set_), trained_.net.config())) {
-    if (trained_.net.config().z_score && c.init_from.empty()) set_z_scores(trained_.net, targets_);
-    targets_ = targets_.to(device);
-    parameters().commit(device);
-  }
+        trained_(make_hypernet(c, set_, table_.dim())) {}
 
-  Parameters& parameters() override { return trained_.net.parameters(); }
-  int64_t batches_per_epoch() const override { return sampler_.batches_per_epoch(); }
-  int64_t recorded() const override { return sampler_.recorded(); }
-  void save(const std::string& directory) const override { save_hypernet(trained_, directory); }
+  Tensor embeddings(const Batch& batch) const { return table_.gather(batch).to(device_); }
+  Hypernet::Training training(int64_t i) const { return {uint64_t(config_.seed), uint64_t(i)}; }
 
-  MicroBatch forward(int64_t i) override {
-    const Batch batch = sampler_.batch(i);
-    std::vector<int32_t> tasks;
-    for (const Sample& s : batch) tasks.push_back(s.task);
-    const Hypernet::Training training{uint64_t(config_.seed), uint64_t(i)};
-    const ReconLoss loss = reconstruct_loss(trained_.net, table_.gather(batch).to(device_), tasks, targets_, &training);
-    return {loss.loss, {{"unnorm_err", loss.error.to_vector<float>()[0]}, {"tokens", 0}}};
-  }
-
- private:
   TrainConfig config_;
   Device device_;
   TaskSet set_;
   EmbeddingTable table_;
   Sampler sampler_;
   TrainedHypernet trained_;
+};
+
+class SftLearner final : public HypernetLearner {
+ public:
+  SftLearner(const TrainConfig& c, DType dtype, Device device, const TaskSet::Progress& progress)
+      : HypernetLearner(c, load_samples(c, progress), device), base_(load_base(c, dtype, device)) {
+    parameters().commit(device);
+  }
+
+  MicroBatch forward(int64_t i) override {
+    const Batch batch = sampler_.batch(i);
+    const RandomKey key = step_key(uint64_t(config_.seed), i);
+    const Hypernet::Training random = training(i);
+    const std::vector<ModuleAdapters> generated = trained_.net.generate(embeddings(batch), &random);
+    const AdapterBatch adapters =
+        adapters_of(generated, trained_.net.config(), float(trained_.adapter.scaling()), base_.options().dtype);
+    const SftLoss loss = sft_loss(base_, sft_batch(set_, batch), adapters, &generated, sft_options(config_), &key);
+    return {loss.total, metrics_of(loss)};
+  }
+
+ private:
+  Decoder base_;
+};
+
+class ReconstructLearner final : public HypernetLearner {
+ public:
+  ReconstructLearner(const TrainConfig& c, Device device)
+      : HypernetLearner(c, TaskSet::load(c, nullptr), device),
+        targets_(load_targets(c.oracle_dir, names_of(set_), trained_.net.config())) {
+    if (trained_.net.config().z_score && c.init_from.empty()) set_z_scores(trained_.net, targets_);
+    targets_ = targets_.to(device);
+    parameters().commit(device);
+  }
+
+  MicroBatch forward(int64_t i) override {
+    const Batch batch = sampler_.batch(i);
+    std::vector<int32_t> tasks;
+    for (const Sample& s : batch) tasks.push_back(s.task);
+    const Hypernet::Training random = training(i);
+    const ReconLoss loss = reconstruct_loss(trained_.net, embeddings(batch), tasks, targets_, &random);
+    return {loss.loss, {{"unnorm_err", loss.error.to_vector<float>()[0]}, {"tokens", 0}}};
+  }
+
+ private:
   ReconTargets targets_;
 };
 
@@ -230,9 +218,10 @@ class LoraLearner final : public Learner {
  public:
   LoraLearner(const TrainConfig& c, DType dtype, Device device, const TaskSet::Progress& progress)
       : config_(c),
-        through_(Through::load(c, dtype, device, progress)),
-        sampler_(make_sampler(c, through_.set, nullptr)) {
-    const DecoderConfig& base = through_.base.config();
+        set_(load_samples(c, progress)),
+        sampler_(make_sampler(c, set_, nullptr)),
+        base_(load_base(c, dtype, device)) {
+    const DecoderConfig& base = base_.config();
     spec_ = {c.model_dir, c.lora_r, c.lora_alpha, c.use_rslora, c.lora_dropout, c.target_modules};
     std::optional<Adapter> start;
     if (!c.init_from.empty()) {
@@ -259,32 +248,30 @@ class LoraLearner final : public Learner {
   }
 
   Parameters& parameters() override { return parameters_; }
-  int64_t batches_per_epoch() const override { return sampler_.batches_per_epoch(); }
-  int64_t recorded() const override { return sampler_.recorded(); }
+  const Sampler& sampler() const override { return sampler_; }
 
   MicroBatch forward(int64_t i) override {
-    const DecoderOptions& o = through_.base.options();
     AdapterBatch batch;
     batch.count = 1;
     batch.scale = float(spec_.scaling());
-    batch.layers.resize(size_t(through_.base.config().layers));
+    batch.layers.resize(size_t(base_.config().layers));
     for (size_t layer = 0; layer < batch.layers.size(); ++layer)
       for (const std::string& module : spec_.modules) {
         const auto part = [&](char ab) {
-          const Var w = cast(parameters_(name_of(module, int64_t(layer), ab)), o.dtype);
+          const Var w = cast(parameters_(name_of(module, int64_t(layer), ab)), base_.options().dtype);
           return reshape(w, {1, w.dim(0), w.dim(1)});
         };
         batch.layers[layer][size_t(parse_projection(module))] = {part('A'), part('B')};
       }
-    const RandomKey key{uint64_t(config_.seed), uint64_t(i + 1) * kStreams};
+    const RandomKey key = step_key(uint64_t(config_.seed), i);
     const SftLoss loss =
-        sft_loss(through_.base, sft_batch(through_.set, sampler_.batch(i)), batch, nullptr, sft_options(config_), &key);
+        sft_loss(base_, sft_batch(set_, sampler_.batch(i)), batch, nullptr, sft_options(config_), &key);
     return {loss.total, metrics_of(loss)};
   }
 
   void save(const std::string& directory) const override {
     std::vector<LoraWeights> weights;
-    for (int64_t layer = 0; layer < through_.base.config().layers; ++layer)
+    for (int64_t layer = 0; layer < base_.config().layers; ++layer)
       for (const std::string& module : spec_.modules)
         weights.push_back({module, layer, parameters_.value(name_of(module, layer, 'A')).to(Device::CPU),
                            parameters_.value(name_of(module, layer, 'B')).to(Device::CPU)});
@@ -297,8 +284,9 @@ class LoraLearner final : public Learner {
   }
 
   TrainConfig config_;
-  Through through_;
+  TaskSet set_;
   Sampler sampler_;
+  Decoder base_;
   AdapterSpec spec_;
   Parameters parameters_;
 };
@@ -339,9 +327,10 @@ std::unique_ptr<Learner> make_learner(const TrainConfig& c, DType dtype, Device 
 TrainPlan plan_of(const TrainConfig& c, const Learner& learner) {
   TrainPlan p;
   p.accumulate = c.grad_accum_steps;
-  p.iterations = learner.recorded() ? learner.recorded()
+  const Sampler& sampler = learner.sampler();
+  p.iterations = sampler.recorded() ? sampler.recorded()
                  : c.steps          ? c.steps * c.grad_accum_steps
-                                    : c.epochs * learner.batches_per_epoch();
+                                    : c.epochs * sampler.batches_per_epoch();
   p.official_accumulation = c.compat == "official";
   p.schedule.decay = c.schedule == "cosine" ? Schedule::Decay::Cosine : Schedule::Decay::Linear;
   p.schedule.peak = c.lr;

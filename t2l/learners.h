@@ -14,10 +14,9 @@ class Learner {
  public:
   virtual ~Learner() = default;
   virtual Parameters& parameters() = 0;
+  virtual const Sampler& sampler() const = 0;
   // The loss of the micro-batch that iteration `i` sees, recorded on the tape, and what metrics say of it.
   virtual MicroBatch forward(int64_t i) = 0;
-  virtual int64_t batches_per_epoch() const = 0;
-  virtual int64_t recorded() const { return 0; }  // batches of data_order, where one is replayed
   // Writes what was learnt into a directory, as t2l-gen, t2l-run or PEFT read it.
   virtual void save(const std::string& directory) const = 0;
 };

@@ -13,9 +13,8 @@ void place(const Tensor& matrix, const Tensor& targets, int64_t row, const Adapt
   if (!(matrix.shape() == want))
     fail("{}: {} of {} in layer {} is {}, the hypernetwork needs {}; is the adapter of another base model?", from.path,
          name, w.module, w.layer, matrix.shape().str(), want.str());
-  bool finite = true;
-  for (const float x : matrix.host<float>()) finite &= bool(std::isfinite(x));
-  if (!finite) fail("{}: {} of {} in layer {} has a value that is not finite", from.path, name, w.module, w.layer);
+  if (!all_finite(matrix))
+    fail("{}: {} of {} in layer {} has a value that is not finite", from.path, name, w.module, w.layer);
   targets.reshape({targets.dim(0) * targets.dim(1), want[0], want[1]})
       .slice(row, row + 1)
       .reshape(want)

@@ -185,11 +185,8 @@ void Sampler::replay(std::string_view text, const std::string& path) {
   const bool of_task = options_.descriptions == SamplerOptions::Descriptions::OfTask;
 
   std::vector<Batch> batches;
-  for (int64_t number = 1; !text.empty(); ++number) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    if (line.find_first_not_of(" \t\r") == std::string_view::npos) continue;
+  for_lines(text, [&](std::string_view line, int64_t number) {
+    if (line.find_first_not_of(" \t\r") == std::string_view::npos) return;
     const std::string where = fmt::format("{}:{}", path, number);
     const Json json = parse_json(line, where);
     const char* form = has_rows ? "[[task, row, description], ...]" : "[[task, description], ...]";
@@ -216,7 +213,7 @@ void Sampler::replay(std::string_view text, const std::string& path) {
       batch.push_back(sample);
     }
     batches.push_back(std::move(batch));
-  }
+  });
   if (batches.empty()) fail("{}: holds no batch", path);
   recorded_ = std::move(batches);
   recording_ = path;

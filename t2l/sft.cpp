@@ -3,10 +3,12 @@
 namespace t2l {
 namespace {
 
-// Streams of one step: the adapters' dropout has one for each linear layer, the noise one for each sample.
-constexpr uint64_t kDropout = 0, kNoise = uint64_t(1) << 32;
+// Streams of one step: the adapters' dropout has the first, one for each linear layer; the noise one for each sample.
+constexpr uint64_t kNoise = uint64_t(1) << 32, kStep = uint64_t(1) << 34;
 
 }  // namespace
+
+RandomKey step_key(uint64_t seed, int64_t step) { return {seed, uint64_t(step + 1) * kStep}; }
 
 SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapters,
                  const std::vector<ModuleAdapters>* generated, const SftOptions& options, const RandomKey* key) {
@@ -14,7 +16,7 @@ SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapte
   TokenBatch tokens{.ids = batch.ids};
   if (key) {
     adapters.dropout = options.lora_dropout;
-    adapters.key = {key->seed, key->stream + kDropout};
+    adapters.key = *key;
     tokens.noise = options.neftune_alpha;
     tokens.noise_key = {key->seed, key->stream + kNoise};
   }

@@ -102,13 +102,8 @@ void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hook
     const std::string from = folder + "/" + step_name(steps.back());
     const Json json = read_json(from + "/state.json");
     const Object state(json, from + "/state.json");
-    const Object before = state.get_object("config");
-    for (const auto& [key, value] : config.items()) {
-      const Json* old = before.find(key.c_str());
-      if ((old ? *old : Json()) != value)
-        fail("--resume: '{}' was {} and is now {}; resume with the run's own settings", key,
-             (old ? *old : Json()).dump(), value.dump());
-    }
+    if (const std::string key = hooks.changed ? hooks.changed(json.value("config", Json())) : ""; !key.empty())
+      fail("--resume: '{}' is not what the run of {} began with; give it its former value, or another --out", key, out);
     at = {state.get_int("iteration", 0), state.get_int("updates", 0), uint64_t(state.get_int("metrics_bytes", 0))};
     copy_in(parameters, parameters.values(), SafeTensors::open(from + "/parameters.safetensors"));
     const SafeTensors moments = SafeTensors::open(from + "/optimizer.safetensors");

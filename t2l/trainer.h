@@ -43,10 +43,13 @@ struct TrainHooks {
   std::function<MicroBatch(int64_t iteration)> forward;
   std::function<void(int64_t iteration, const Json& row)> progress = {};
   std::function<void()> check_interrupt = {};  // throws to stop; the state is saved first
+  // Which setting of the run differs from those it began with, as `config` was then; empty: none that matters.
+  std::function<std::string(const Json& before)> changed = {};
 };
 
-// Trains `parameters` (committed) in the directory `out`, which has metrics.jsonl and checkpoints/step_N/. `config` is
-// what must be the same when a run is resumed. With resume, goes on from the last checkpoint, if there is one.
+// Trains `parameters` (committed) in the directory `out`, which has metrics.jsonl and checkpoints/step_N/. Checkpoints
+// keep `config` for hooks.changed. With resume, goes on from the last one, if there is any. Error for a changed
+// setting.
 void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hooks, const std::string& out,
            const Json& config, bool resume);
 

@@ -4,7 +4,9 @@
 #pragma once
 #include <sys/types.h>
 
+#include <algorithm>
 #include <cstddef>
+#include <cstdint>
 #include <memory>
 #include <span>
 #include <string>
@@ -22,6 +24,16 @@ inline std::string_view as_text(Bytes b) { return {reinterpret_cast<const char*>
 // For names out of files in messages: one line of at most 80 characters, everything unprintable escaped.
 std::string printable(std::string_view s);
 bool valid_utf8(std::string_view s);
+
+// Calls f(line, number) for each line of a text, without its end, counted from 1.
+template <class F>
+void for_lines(std::string_view text, F&& f) {
+  for (int64_t number = 1; !text.empty(); ++number) {
+    const size_t end = std::min(text.find('\n'), text.size());
+    f(text.substr(0, end), number);
+    text.remove_prefix(std::min(end + 1, text.size()));
+  }
+}
 
 // A file's bytes, read-only; copies share the mapping.
 class MappedFile {

@@ -1,5 +1,7 @@
 #include "tensor/tensor.h"
 
+#include <cmath>
+
 #include "tensor/allocator.h"
 #include "tensor/backend.h"
 
@@ -93,5 +95,11 @@ void Tensor::copy_from(const Tensor& source) const {
 }
 
 void Tensor::zero() const { backend(device_).set_bytes(raw(), 0, bytes()); }
+
+bool all_finite(const Tensor& x) {
+  bool finite = true;
+  for (const float v : x.host<float>()) finite &= bool(std::isfinite(v));
+  return finite;
+}
 
 }  // namespace t2l

@@ -88,6 +88,8 @@ class Tensor {
   Device device_ = Device::CPU;
 };
 
+bool all_finite(const Tensor& x);  // of a host f32 tensor
+
 template <class T>
 std::span<T> Tensor::host() const {
   T2L_CHECK(device_ == Device::CPU && dtype_ == dtype_of<T>::value, "a {} tensor on {} read as host {}",

@@ -22,15 +22,7 @@ Run run(const Scratch& scratch, const std::vector<std::string>& arguments, const
   return run_program(scratch, "t2l-run", arguments, input);
 }
 
-std::vector<Json> lines(const std::string& text) {
-  std::vector<Json> rows;
-  for (size_t at = 0, end; at < text.size(); at = end + 1) {
-    end = text.find('\n', at);
-    REQUIRE(end != std::string::npos);
-    rows.push_back(parse_json(text.substr(at, end - at), "stdout"));
-  }
-  return rows;
-}
+std::vector<Json> lines(const std::string& text) { return json_lines(text, "stdout"); }
 
 void refused(const Scratch& scratch, std::vector<std::string> arguments, const std::string& names, int status = 1,
              const std::string& input = "") {
@@ -49,36 +41,14 @@ std::string joined(const std::vector<int32_t>& ids) { return fmt::format("{}", f
 std::string model_with_tokenizer(const Scratch& scratch) {
   const std::string dir = scratch / "model";
   fs::copy(kModel, dir);
-  Json vocab = Json::object(), added = Json::array();
-  const std::string letters = "abcdefghijklmnopqrstuvwxyz.,!?ABCDEFGHIJKLMNOPQRSTUVWXYZ";  // 56
-  for (size_t i = 0; i < letters.size(); ++i) vocab[letters.substr(i, 1)] = i + 3;
-  vocab["\xc4\xa0"] = 59;  // how ByteLevel writes the space
-  for (const auto& [id, name] :
-       {std::pair(0, "<pad>"), std::pair(1, "<s>"), std::pair(2, "</s>"), std::pair(60, "<end>")}) {
-    vocab[name] = id;
-    added.push_back({{"id", id},
-                     {"content", name},
-                     {"special", true},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false}});
-  }
-  const Json bytes{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
-  Json post{
+  const Json post{
       {"type", "TemplateProcessing"},
       {"single", Json::array({Json{{"SpecialToken", {{"id", "<s>"}, {"type_id", 0}}}},
                               Json{{"Sequence", {{"id", "A"}, {"type_id", 0}}}}})},
       {"pair", Json::array({Json{{"Sequence", {{"id", "A"}, {"type_id", 0}}}},
                             Json{{"Sequence", {{"id", "B"}, {"type_id", 1}}}}})},
       {"special_tokens", {{"<s>", {{"id", "<s>"}, {"ids", Json::array({1})}, {"tokens", Json::array({"<s>"})}}}}}};
-  const Json tokenizer{{"version", "1.0"},
-                       {"added_tokens", added},
-                       {"normalizer", nullptr},
-                       {"pre_tokenizer", bytes},
-                       {"post_processor", post},
-                       {"decoder", bytes},
-                       {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}};
+  const Json tokenizer = letters_tokenizer({{0, "<pad>"}, {1, "<s>"}, {2, "</s>"}, {60, "<end>"}}, post);
   scratch.write("model/tokenizer.json", tokenizer.dump());
   scratch.write("model/tokenizer_config.json",
                 Json{{"bos_token", "<s>"},

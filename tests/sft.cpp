@@ -53,12 +53,9 @@ TEST_CASE("losses and first gradients of the official code") {
       const SftBatch batch = recorded_batch(batches, 1);
       const Tensor task = batches.get("step1.task_embs").to(device);
       const std::vector<ModuleAdapters> generated = t.net.generate(task);
-      std::vector<int32_t> place;
-      for (size_t i = 0; i < batch.ids.size(); ++i) place.push_back(int32_t(i));
-      const SftLoss loss = sft_loss(base, batch,
-                                    adapters_of(generated, t.net.config(), place, float(t.adapter.scaling()),
-                                                base.config(), base.options().dtype),
-                                    &generated, o, nullptr);
+      const SftLoss loss = sft_loss(
+          base, batch, adapters_of(generated, t.net.config(), float(t.adapter.scaling()), base.options().dtype),
+          &generated, o, nullptr);
       CHECK(values(loss.sft)[0] == Approx(want["sft_loss"].get<double>()).epsilon(2e-6));
       CHECK(values(loss.l2)[0] == Approx(want["generated_w_l2_loss"].get<double>()).epsilon(1e-5));
       CHECK(loss.tokens == want["tokens"]);

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "tensor/backend.h"
-#include "tensor/file.h"
+#include "tensor/json.h"
 
 namespace t2l::test {
 
@@ -85,6 +85,40 @@ inline Run run_program(const Scratch& scratch, const std::string& program, const
           .c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status), read_text_file(scratch / "stdout"),
           read_text_file(scratch / "stderr")};
+}
+
+// The values of JSON Lines, every line complete.
+inline std::vector<Json> json_lines(const std::string& text, const std::string& name) {
+  REQUIRE((text.empty() || text.back() == '\n'));
+  std::vector<Json> rows;
+  for_lines(text, [&](std::string_view line, int64_t) { rows.push_back(parse_json(line, name)); });
+  return rows;
+}
+
+// tokenizer.json of a byte-level tokenizer without merges: letters and some signs from id 3, the space 59, and these.
+inline Json letters_tokenizer(const std::vector<std::pair<int, const char*>>& special, const Json& post_processor) {
+  Json vocab = Json::object(), added = Json::array();
+  const std::string letters = "abcdefghijklmnopqrstuvwxyz.,!?ABCDEFGHIJKLMNOPQRSTUVWXYZ";  // 56
+  for (size_t i = 0; i < letters.size(); ++i) vocab[letters.substr(i, 1)] = i + 3;
+  vocab["\xc4\xa0"] = 59;  // how ByteLevel writes the space
+  for (const auto& [id, name] : special) {
+    vocab[name] = id;
+    added.push_back({{"id", id},
+                     {"content", name},
+                     {"special", true},
+                     {"single_word", false},
+                     {"lstrip", false},
+                     {"rstrip", false},
+                     {"normalized", false}});
+  }
+  const Json bytes{{"type", "ByteLevel"}, {"add_prefix_space", false}, {"trim_offsets", true}, {"use_regex", true}};
+  return {{"version", "1.0"},
+          {"added_tokens", added},
+          {"normalizer", nullptr},
+          {"pre_tokenizer", bytes},
+          {"post_processor", post_processor},
+          {"decoder", bytes},
+          {"model", {{"type", "BPE"}, {"vocab", vocab}, {"merges", Json::array()}}}};
 }
 
 // f fails with one line that contains all of `parts`.

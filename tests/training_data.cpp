@@ -35,12 +35,10 @@ std::string read_gzipped(const std::string& path) {
 }
 
 template <class F>
-void for_lines(const std::string& text, F&& f) {
-  for (size_t at = 0; at < text.size();) {
-    const size_t end = std::min(text.find('\n', at), text.size());
-    if (end > at) f(Json::parse(text.substr(at, end - at)));
-    at = end + 1;
-  }
+void for_json_lines(const std::string& text, F&& f) {
+  for_lines(text, [&](std::string_view line, int64_t) {
+    if (!line.empty()) f(Json::parse(line));
+  });
 }
 
 TrainConfig config_of(Verb verb, const std::string& yaml, const std::vector<std::string>& arguments = {}) {
@@ -131,7 +129,7 @@ TEST_CASE("pairs are cut as the official tokenise function cuts them") {
   const Tokenizer tokenizer = Tokenizer::load(folder);
   const OrderedJson tokens = ChatTemplate::special_tokens(folder);
   int cases = 0;
-  for_lines(read_gzipped(folder + "/truncation.jsonl.gz"), [&](const Json& c) {
+  for_json_lines(read_gzipped(folder + "/truncation.jsonl.gz"), [&](const Json& c) {
     const auto chat = c["is_intx_model"].get<bool>() ? std::optional(ChatTemplate::parse("x", "x")) : std::nullopt;
     const SampleEncoder encoder(tokenizer, chat, true, tokens, true, c["inp_max_len"]);
     const Example example = encoder.encode(c["prompt"].get<std::string>(), c["response"].get<std::string>());

@@ -40,6 +40,21 @@ double timed(F&& f) {  // seconds
   return std::chrono::duration<double>(std::chrono::steady_clock::now() - t).count();
 }
 
+// FLOP/s of a product [512, 2048] x [2048, 2048] in this type.
+double product_rate(DType dtype, Device device);
+
+// Training steps by stage, in seconds; the first step, which touches all memory, is not to be added.
+struct StepTimes {
+  std::vector<double> forward, backward, update, whole;
+
+  void add(double forward_seconds, double backward_seconds, double update_seconds);
+  double seconds() const { return median(whole); }
+  // Adds seconds_per_step, fastest_step, stages, threads and memory to a report; `before`: peak_resident_bytes() before
+  // the first step.
+  void describe(Json& report, double before) const;
+  void print_stages(double before) const;
+};
+
 struct ChildRun {
   double seconds = 0, peak_bytes = 0;
   Json report;  // what --json printed

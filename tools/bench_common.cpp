@@ -1,4 +1,5 @@
 #include <fcntl.h>
+#include <omp.h>
 #include <spawn.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -32,6 +33,37 @@ HypernetConfig hypernet_for(const BaseModel& base, const std::string& variant) {
   c.task_dim = 1024;
   for (const char* m : {"q_proj", "v_proj"}) c.modules.push_back({m, base.linear(m)->in, base.linear(m)->out});
   return c;
+}
+
+double product_rate(DType dtype, Device device) {
+  const int64_t m = 512, n = 2048;
+  const Tensor a = Tensor::full({m, n}, 0.5f, device).to(dtype), b = Tensor::full({n, n}, 0.25f, device).to(dtype);
+  Tensor c = Tensor::empty({m, n}, dtype, device);
+  const double seconds = timed([&] {
+    backend(c).matmul(c, a, b, nullptr, {.m = m, .n = n, .k = n, .transpose_b = true, .lda = n, .ldb = n, .ldc = n});
+    backend(c).synchronize();
+  });
+  return 2 * double(m) * double(n) * double(n) / seconds;
+}
+
+void StepTimes::add(double f, double b, double u) {
+  forward.push_back(f), backward.push_back(b), update.push_back(u), whole.push_back(f + b + u);
+}
+
+void StepTimes::describe(Json& report, double before) const {
+  report["seconds_per_step"] = seconds();
+  report["fastest_step"] = *std::min_element(whole.begin(), whole.end());
+  report["stages"] = {{"forward", median(forward)}, {"backward", median(backward)}, {"update", median(update)}};
+  report["threads"] = omp_get_max_threads();
+  report["rss_before_first_step_mib"] = before / (1 << 20);
+  report["peak_rss_mib"] = peak_resident_bytes() / (1 << 20);
+}
+
+void StepTimes::print_stages(double before) const {
+  fmt::print("  forward, backward, update {:>8.3f} {:>8.3f} {:>8.3f} s\n", median(forward), median(backward),
+             median(update));
+  fmt::print("peak memory {:.0f} MiB, {:.0f} MiB of it before the first step\n", peak_resident_bytes() / (1 << 20),
+             before / (1 << 20));
 }
 
 ChildRun run_child(const std::string& name, const std::vector<std::string>& arguments, const std::string& scratch) {

@@ -43,7 +43,8 @@ int bench_reconstruct(const CommandLine& cli) {
   Optimizer optimizer(net.parameters(), {.weight_decay = 1e-3, .max_norm = 1});
   const double before = peak_resident_bytes();
 
-  std::vector<double> steps, forward, back, update, losses;
+  StepTimes times;
+  std::vector<double> losses;
   double flops = 3 * net.flops(tasks);
   for (const AdaptedModule& m : c.modules)  // D, dA and dB
     if (c.dense) flops += double(tasks * c.layers) * 8 * double(c.rank) * double(m.in) * double(m.out);
@@ -58,38 +59,26 @@ int bench_reconstruct(const CommandLine& cli) {
     const double t_back = watch.lap();
     optimizer.step(1e-3);
     const double t_update = watch.lap();
-    if (i == 0) continue;  // the first touches all memory
-    forward.push_back(t_forward), back.push_back(t_back), update.push_back(t_update);
-    steps.push_back(t_forward + t_back + t_update);
+    if (i > 0) times.add(t_forward, t_back, t_update);
   }
-  const double seconds = median(steps), mib = 1 << 20;
+  const double seconds = times.seconds();
   if (cli.json) {
-    fmt::print(
-        "{}\n",
-        Json{{"variant", variant},
-             {"dense", c.dense},
-             {"layers", c.layers},
-             {"tasks", tasks},
-             {"parameters", net.parameters().count()},
-             {"seconds_per_step", seconds},
-             {"fastest_step", *std::min_element(steps.begin(), steps.end())},
-             {"stages", Json{{"forward", median(forward)}, {"backward", median(back)}, {"update", median(update)}}},
-             {"flops_per_second", flops / seconds},
-             {"losses", losses},
-             {"threads", omp_get_max_threads()},
-             {"rss_before_first_step_mib", before / mib},
-             {"peak_rss_mib", peak_resident_bytes() / mib}}
-            .dump(2));
+    Json report{{"variant", variant},
+                {"dense", c.dense},
+                {"layers", c.layers},
+                {"tasks", tasks},
+                {"parameters", net.parameters().count()},
+                {"flops_per_second", flops / seconds},
+                {"losses", losses}};
+    times.describe(report, before);
+    fmt::print("{}\n", report.dump(2));
     return 0;
   }
   fmt::print("{} {} at {} layers of {}: {:.1f} M parameters, {} threads; medians of {} steps\n\n", variant,
              c.dense ? "dense" : "factorized", c.layers, base.path, double(net.parameters().count()) / 1e6,
              omp_get_max_threads(), runs);
   fmt::print("a step of {} tasks {:>8.3f} s  {:.1f} GFLOP/s\n", tasks, seconds, flops / seconds / 1e9);
-  fmt::print("  forward, backward, update {:>8.3f} {:>8.3f} {:>8.3f} s\n", median(forward), median(back),
-             median(update));
-  fmt::print("peak memory {:.0f} MiB, {:.0f} MiB of it before the first step\n", peak_resident_bytes() / mib,
-             before / mib);
+  times.print_stages(before);
   return 0;
 }
 

@@ -34,17 +34,6 @@ double read_rate() {
   return double(memory.bytes()) / seconds;
 }
 
-// FLOP/s of a product [512, 2048] x [2048, 2048] in this type.
-double product_rate(DType dtype) {
-  const int64_t m = 512, n = 2048;
-  const Tensor a = Tensor::full({m, n}, 0.5f).to(dtype), b = Tensor::full({n, n}, 0.25f).to(dtype);
-  Tensor c = Tensor::empty({m, n}, dtype);
-  const double seconds = timed([&] {
-    backend(c).matmul(c, a, b, nullptr, {.m = m, .n = n, .k = n, .transpose_b = true, .lda = n, .ldb = n, .ldc = n});
-  });
-  return 2 * double(m) * double(n) * double(n) / seconds;
-}
-
 }  // namespace
 
 int bench_run(const CommandLine& cli) {
@@ -85,7 +74,7 @@ int bench_run(const CommandLine& cli) {
     prefill.push_back(one.prefill);
     decode.push_back(many.decode / double(many.steps));
     reading.push_back(cli.device == Device::CPU ? read_rate() : 0);
-    product.push_back(cli.device == Device::CPU ? product_rate(cli.dtype) : 0);
+    product.push_back(cli.device == Device::CPU ? product_rate(cli.dtype, cli.device) : 0);
   }
   for (int64_t i = 0; i < config.layers; ++i)
     attended += 4 * double(config.heads * config.head_dim) * double(prompt) * double(prompt + 1) / 2;

@@ -26,16 +26,6 @@ std::vector<int64_t> parse_lengths(const std::string& list) {
   }
 }
 
-double product_rate(const Tensor& a, const Tensor& b) {
-  Tensor c = Tensor::empty({a.dim(0), b.dim(0)}, a.dtype(), a.device());
-  const int64_t m = a.dim(0), n = b.dim(0), k = a.dim(1);
-  const double seconds = timed([&] {
-    backend(c).matmul(c, a, b, nullptr, {.m = m, .n = n, .k = k, .transpose_b = true, .lda = k, .ldb = k, .ldc = n});
-    backend(c).synchronize();
-  });
-  return 2 * double(m) * double(n) * double(k) / seconds;
-}
-
 }  // namespace
 
 int bench_train(const CommandLine& cli) {
@@ -63,7 +53,6 @@ int bench_train(const CommandLine& cli) {
   Optimizer optimizer(net.parameters(), {.weight_decay = 1e-2, .max_norm = 1});
   const auto tasks = int64_t(lengths.size());
   SftBatch batch;
-  std::vector<int32_t> place;
   int64_t tokens = 0, answered = 0;
   for (int64_t s = 0; s < tasks; ++s) {
     std::vector<int32_t> ids, labels;
@@ -73,22 +62,21 @@ int bench_train(const CommandLine& cli) {
       labels.push_back(i < from ? -100 : ids.back());
     }
     batch.ids.push_back(std::move(ids)), batch.labels.push_back(std::move(labels));
-    place.push_back(int32_t(s));
     tokens += n, answered += n - from;
   }
   const double before = peak_resident_bytes();
-  const Tensor side = Tensor::full({1024, 1024}, 0.5f, cli.device).to(cli.dtype);
 
-  std::vector<double> seconds, forward, back, update, rates, losses;
+  StepTimes times;
+  std::vector<double> rates, losses;
   for (int64_t i = 0; i <= steps; ++i) {
     Tensor task = Tensor::empty({tasks, net.config().task_dim}, DType::F32, cli.device);
     backend(task).random_normal(task, 0, 1, {cli.seed, uint64_t(1000 + i)});
     const Hypernet::Training training{cli.seed, uint64_t(i)};
-    const RandomKey key{cli.seed, uint64_t(i + 1) << 34};
+    const RandomKey key = step_key(cli.seed, i);
     Stopwatch watch;
     const std::vector<ModuleAdapters> generated = net.generate(task, &training);
-    const SftLoss loss = sft_loss(
-        *base, batch, adapters_of(generated, net.config(), place, 5.65685f, config, cli.dtype), &generated, {}, &key);
+    const SftLoss loss =
+        sft_loss(*base, batch, adapters_of(generated, net.config(), 5.65685f, cli.dtype), &generated, {}, &key);
     losses.push_back(double(loss.total.value.to_vector<float>()[0]));
     const double t_forward = watch.lap();
     backward(loss.total);
@@ -96,10 +84,9 @@ int bench_train(const CommandLine& cli) {
     const double t_back = watch.lap();
     optimizer.step(1e-4);
     const double t_update = watch.lap();
-    if (i == 0) continue;  // the first touches all memory
-    forward.push_back(t_forward), back.push_back(t_back), update.push_back(t_update);
-    seconds.push_back(t_forward + t_back + t_update);
-    rates.push_back(product_rate(side, side));
+    if (i == 0) continue;
+    times.add(t_forward, t_back, t_update);
+    rates.push_back(product_rate(cli.dtype, cli.device));
   }
   // Products of the blocks: forward, and backward without the base's weight gradients; of the head: both, on rows that
   // predict an answer; of attention: 2 forward and 5 backward, over causal pairs.
@@ -108,26 +95,19 @@ int bench_train(const CommandLine& cli) {
   const double block = double(config.parameters()) - head * (config.tied ? 1 : 2);
   flops += 4 * block * double(tokens) + 4 * head * double(answered);
   for (const int64_t n : lengths) flops += 7 * width * double(config.layers) * double(n) * double(n + 1);
-  const double step = median(seconds), mib = 1 << 20;
+  const double step = times.seconds();
   if (cli.json) {
-    fmt::print(
-        "{}\n",
-        Json{{"variant", net.config().variant()},
-             {"dtype", name_of(cli.dtype)},
-             {"tokens", tokens},
-             {"response_tokens", answered},
-             {"parameters", net.parameters().count()},
-             {"seconds_per_step", step},
-             {"fastest_step", *std::min_element(seconds.begin(), seconds.end())},
-             {"stages", Json{{"forward", median(forward)}, {"backward", median(back)}, {"update", median(update)}}},
-             {"tokens_per_second", double(tokens) / step},
-             {"flops_per_second", flops / step},
-             {"product_flops_per_second", median(rates)},
-             {"losses", losses},
-             {"threads", omp_get_max_threads()},
-             {"rss_before_first_step_mib", before / mib},
-             {"peak_rss_mib", peak_resident_bytes() / mib}}
-            .dump(2));
+    Json report{{"variant", net.config().variant()},
+                {"dtype", name_of(cli.dtype)},
+                {"tokens", tokens},
+                {"response_tokens", answered},
+                {"parameters", net.parameters().count()},
+                {"tokens_per_second", double(tokens) / step},
+                {"flops_per_second", flops / step},
+                {"product_flops_per_second", median(rates)},
+                {"losses", losses}};
+    times.describe(report, before);
+    fmt::print("{}\n", report.dump(2));
     return 0;
   }
   fmt::print("T2L-{} through {}, {}: {} tokens in {} samples, {} of them answers; {} threads, medians of {} steps\n\n",
@@ -135,10 +115,7 @@ int bench_train(const CommandLine& cli) {
              steps);
   fmt::print("a step {:>8.3f} s  {:.0f} tokens/s  {:.1f} GFLOP/s, {:.0f}% of the product's {:.1f}\n", step,
              double(tokens) / step, flops / step / 1e9, 100 * flops / step / median(rates), median(rates) / 1e9);
-  fmt::print("  forward, backward, update {:>8.3f} {:>8.3f} {:>8.3f} s\n", median(forward), median(back),
-             median(update));
-  fmt::print("peak memory {:.0f} MiB, {:.0f} MiB of it before the first step\n", peak_resident_bytes() / mib,
-             before / mib);
+  times.print_stages(before);
   return 0;
 }
 

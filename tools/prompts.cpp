@@ -56,11 +56,8 @@ Prompt parse_prompt(std::string_view line, const std::string& where) {
 
 std::vector<Prompt> parse_prompts(std::string_view text, const std::string& file) {
   std::vector<Prompt> prompts;
-  for (int64_t number = 1; !text.empty(); ++number) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    const std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
-    if (line.find_first_not_of(" \t\r\v\f") == std::string_view::npos) continue;
+  for_lines(text, [&](std::string_view line, int64_t number) {
+    if (line.find_first_not_of(" \t\r\v\f") == std::string_view::npos) return;
     const std::string where = fmt::format("{}:{}", file, number);
     try {
       prompts.push_back(parse_prompt(line, where));
@@ -68,7 +65,7 @@ std::vector<Prompt> parse_prompts(std::string_view text, const std::string& file
       prompts.emplace_back().error = e.what();
     }
     prompts.back().where = where;
-  }
+  });
   if (prompts.empty()) fail("{}: holds no prompt", file);
   return prompts;
 }

@@ -163,9 +163,8 @@ class Program {
     if (cli_.dtype_given) return cli_.dtype;
     const std::string config = dir_ + "/config.json";
     const Json json = std::filesystem::exists(config) ? read_json(config) : Json::object();
-    const Object o(json, config);
-    const bool bf16 = o.get_string_or("dtype", o.get_string_or("torch_dtype", "")) == "bfloat16";
-    return bf16 && is_fast(cli_.device, DType::BF16) ? DType::BF16 : DType::F32;
+    const DType stored = checkpoint_dtype(Object(json, config));
+    return is_fast(cli_.device, stored) ? stored : DType::F32;
   }
 
   void load() {

@@ -20,14 +20,10 @@ constexpr const char* kNotBuilt[] = {"dry_run",         "export_official",     "
 
 std::string help_of(Verb verb) {
   std::string listed;
-  const std::string all = TrainConfig::help(verb);
-  for (size_t at = 0, end; at < all.size(); at = end) {
-    end = std::min(all.find('\n', at), all.size() - 1) + 1;
-    const std::string line = all.substr(at, end - at);
-    if (std::none_of(std::begin(kNotBuilt), std::end(kNotBuilt),
-                     [&](const char* key) { return line.find(fmt::format("  {} ", key)) == 0; }))
-      listed += line;
-  }
+  for_lines(TrainConfig::help(verb), [&](std::string_view line, int64_t) {
+    const auto is_of = [&](const char* key) { return line.starts_with(fmt::format("  {} ", key)); };
+    if (std::none_of(std::begin(kNotBuilt), std::end(kNotBuilt), is_of)) listed += std::string(line) + "\n";
+  });
   return listed;
 }
 
@@ -95,7 +91,13 @@ int run(int argc, char** argv) {
                last = row;
                bar.update(i + 1);
              },
-         .check_interrupt = [] { stop_if_interrupted("interrupted; the run is saved, --resume goes on"); }},
+         .check_interrupt = [] { stop_if_interrupted("interrupted; the run is saved, --resume goes on"); },
+         .changed =
+             [&](const Json& before) {
+               const Object o(before, c.out + ": the checkpoint's config");
+               const std::string key = c.changed_key(TrainConfig::parse(verb, o.get_string("yaml"), o.where()));
+               return !key.empty() || o.get_string("dtype") == name_of(dtype) ? key : "base_dtype";
+             }},
         c.out, Json{{"yaml", c.yaml()}, {"dtype", name_of(dtype)}}, c.resume);
   OutputDirectory final_files(c.out, true);
   learner->save(final_files.path());

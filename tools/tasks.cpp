@@ -26,14 +26,10 @@ std::vector<NamedTask> parse_tasks(std::string_view text, const std::string& fil
   std::set<std::string> names;
   if (text.starts_with("\xef\xbb\xbf")) text.remove_prefix(3);  // a byte order mark
   bool json = false;
-  int64_t number = 0;
-  while (!text.empty()) {
-    const size_t end = std::min(text.find('\n'), text.size());
-    std::string_view line = text.substr(0, end);
-    text.remove_prefix(std::min(end + 1, text.size()));
+  for_lines(text, [&](std::string_view line, int64_t number) {
     if (!line.empty() && line.back() == '\r') line.remove_suffix(1);
-    const std::string where = fmt::format("{}:{}", file, ++number);
-    if (blank(line)) continue;
+    const std::string where = fmt::format("{}:{}", file, number);
+    if (blank(line)) return;
     if (!valid_utf8(line)) fail("{}: is not UTF-8; save the file as UTF-8", where);
     if (tasks.empty()) json = line[line.find_first_not_of(" \t")] == '{';
     NamedTask task;
@@ -48,7 +44,7 @@ std::vector<NamedTask> parse_tasks(std::string_view text, const std::string& fil
     check_name(task.name, where);
     if (!names.insert(task.name).second) fail("{}: the name '{}' occurs twice; names must differ", where, task.name);
     tasks.push_back(std::move(task));
-  }
+  });
   if (tasks.empty()) fail("{}: holds no task description", file);
   return tasks;
 }

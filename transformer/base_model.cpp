@@ -1,9 +1,8 @@
 #include "transformer/base_model.h"
 
-#include <sys/stat.h>
-
 #include <algorithm>
 #include <array>
+#include <filesystem>
 
 namespace t2l {
 namespace {
@@ -14,12 +13,19 @@ bool BaseModel::is_supported(const std::string& model_type) {
   return std::find(kKnown.begin(), kKnown.end(), model_type) != kKnown.end();
 }
 
-BaseModel BaseModel::read(const std::string& path) {
-  struct stat st {};
-  const bool directory = stat(path.c_str(), &st) == 0 && S_ISDIR(st.st_mode);
-  const std::string file = directory ? path + "/config.json" : path;
-  return parse(read_json(file), file);
+Activation parse_activation(const std::string& name, const std::string& where) {
+  if (name == "silu" || name == "swish") return Activation::SiLU;
+  if (name == "gelu") return Activation::GELU;
+  if (name == "gelu_new" || name == "gelu_pytorch_tanh") return Activation::GELUTanh;
+  fail("{}: hidden_act '{}' is not supported; silu, swish, gelu, gelu_new and gelu_pytorch_tanh are", where,
+       printable(name));
 }
+
+std::string config_path(const std::string& path) {
+  return std::filesystem::is_directory(path) ? path + "/config.json" : path;
+}
+
+BaseModel BaseModel::read(const std::string& path) { return parse(read_json(config_path(path)), config_path(path)); }
 
 BaseModel BaseModel::parse(const Json& json, const std::string& where) {
   BaseModel m;

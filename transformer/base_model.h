@@ -5,6 +5,7 @@
 #include <string>
 
 #include "tensor/json.h"
+#include "tensor/ops.h"
 
 namespace t2l {
 
@@ -13,6 +14,12 @@ enum class Projection : uint8_t { Q, K, V, O, Gate, Up, Down };
 inline constexpr size_t kProjections = 7;
 inline constexpr std::array<const char*, kProjections> kProjectionNames{"q_proj",    "k_proj",  "v_proj",   "o_proj",
                                                                         "gate_proj", "up_proj", "down_proj"};
+
+// An activation by the name that a config.json, `where`, has for it. Error for any that is not built here.
+Activation parse_activation(const std::string& name, const std::string& where);
+
+// config.json of a model's directory, or the file itself.
+std::string config_path(const std::string& directory_or_file);
 
 std::optional<Projection> find_projection(const std::string& name);
 Projection parse_projection(const std::string& name);  // Error for a name that is none of the seven

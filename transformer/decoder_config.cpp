@@ -14,14 +14,6 @@ double positive(const Object& o, const char* key, double x, double most) {
   return x;
 }
 
-Activation parse_activation(const Object& o) {
-  const std::string name = o.get_string_or("hidden_activation", o.get_string_or("hidden_act", "silu"));
-  if (name == "silu" || name == "swish") return Activation::SiLU;
-  if (name == "gelu_pytorch_tanh" || name == "gelu_new") return Activation::GELUTanh;
-  if (name == "gelu") return Activation::GELU;
-  fail("{}: hidden_act '{}' is not supported; silu, gelu and gelu_pytorch_tanh are", o.where(), printable(name));
-}
-
 // rope_theta beside rope_scaling {rope_type or type, factor, ..}, or all of it in rope_parameters (transformers 5).
 RopeConfig parse_rope(const Object& o) {
   RopeConfig r;
@@ -74,12 +66,12 @@ std::vector<int32_t> parse_windows(const Object& o, const DecoderConfig& c) {
   return windows;
 }
 
-DType parse_dtype(const Object& o) {
+}  // namespace
+
+DType checkpoint_dtype(const Object& o) {
   const std::string name = o.get_string_or("dtype", o.get_string_or("torch_dtype", "float32"));
   return name == "bfloat16" ? DType::BF16 : DType::F32;
 }
-
-}  // namespace
 
 std::vector<float> RopeConfig::frequencies(int64_t head_dim) const {
   std::vector<float> f(size_t(head_dim / 2));
@@ -111,7 +103,7 @@ DecoderConfig DecoderConfig::parse(const Json& json, const std::string& where) {
   if (!(c.eps > 0 && c.eps < 1)) fail("{}: 'rms_norm_eps' must lie between 0 and 1, not {}", where, c.eps);
   if (c.head_dim % 2 || c.head_dim > 256)
     fail("{}: heads of {} are not supported; their size must be even and at most 256", where, c.head_dim);
-  c.activation = parse_activation(o);
+  c.activation = parse_activation(o.get_string_or("hidden_activation", o.get_string_or("hidden_act", "silu")), where);
   c.rope = parse_rope(o);
   c.gemma = c.model_type == "gemma2";
   c.tied = o.get_bool_or("tie_word_embeddings", c.gemma);
@@ -128,13 +120,12 @@ DecoderConfig DecoderConfig::parse(const Json& json, const std::string& where) {
     c.logit_softcap = cap("final_logit_softcapping");
   }
   c.windows = parse_windows(o, c);
-  c.dtype = parse_dtype(o);
+  c.dtype = checkpoint_dtype(o);
   return c;
 }
 
 DecoderConfig DecoderConfig::load(const std::string& dir) {
-  const std::string file = fs::is_directory(dir) ? dir + "/config.json" : dir;
-  return parse(read_json(file), file);
+  return parse(read_json(config_path(dir)), config_path(dir));
 }
 
 int64_t DecoderConfig::parameters() const {

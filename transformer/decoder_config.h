@@ -34,7 +34,7 @@ struct DecoderConfig : BaseModel {
   float attention_softcap = 0, logit_softcap = 0;  // 0: none
   std::vector<int32_t> windows;  // [layers]: how many tokens a query sees, itself included; 0: all before it
 
-  DType dtype = DType::F32;  // of the checkpoint; f16 counts as f32
+  DType dtype = DType::F32;  // checkpoint_dtype()
 
   // A model's folder, or its config.json. Error, naming file and key, for what is missing, impossible, or means
   // something that is not built here.
@@ -43,6 +43,9 @@ struct DecoderConfig : BaseModel {
 
   int64_t parameters() const;
 };
+
+// The dtype that a config.json says its weights have; f16 counts as f32.
+DType checkpoint_dtype(const Object& config);
 
 // How a model's authors want it sampled.
 struct GenerationConfig {

@@ -4,6 +4,8 @@
 #include <filesystem>
 #include <optional>
 
+#include "transformer/base_model.h"
+
 namespace t2l {
 namespace {
 
@@ -11,15 +13,6 @@ namespace fs = std::filesystem;
 
 // Bounds beyond every real model, so that no product of two sizes overflows.
 constexpr int64_t kMaxSize = 1 << 20, kMaxRows = 1 << 26, kMaxLayers = 4096;
-
-Activation parse_activation(const Object& o) {
-  const std::string name = o.get_string_or("hidden_act", "gelu");
-  if (name == "gelu") return Activation::GELU;
-  if (name == "gelu_new" || name == "gelu_pytorch_tanh") return Activation::GELUTanh;
-  if (name == "silu" || name == "swish") return Activation::SiLU;
-  fail("{}: hidden_act '{}' is not supported; gelu, gelu_new, gelu_pytorch_tanh, silu and swish are", o.where(),
-       printable(name));
-}
 
 // Both spellings: rope_theta beside rope_scaling {type, factor}, and the newer rope_parameters {rope_theta, rope_type,
 // factor}, in which static ntk is written as linear with the adjusted theta.
@@ -115,7 +108,7 @@ EncoderConfig EncoderConfig::parse(const Json& config, const std::string& where)
   if (c.hidden % c.heads || c.head_dim() % 2 || c.head_dim() > 256)
     fail("{}: hidden_size {} over num_attention_heads {} must be an even head size of at most 256", where, c.hidden,
          c.heads);
-  c.activation = parse_activation(o);
+  c.activation = parse_activation(o.get_string_or("hidden_act", "gelu"), where);
   c.eps = float(o.get_float_or("layer_norm_eps", 1e-12));
   if (!(c.eps > 0 && c.eps < 1)) fail("{}: 'layer_norm_eps' must lie between 0 and 1, not {}", where, c.eps);
   const std::string kind = c.rotary() ? "rope" : "absolute";
