@@ -38,9 +38,10 @@ Var gather_rows(const Var& x, const Tensor& ids);
 Var add_rows(const Var& base, const Var& x, const Tensor& ids);
 // [x0[ids0[i]], x1[ids1[i]], ..] side by side -> [n, cols0 + cols1 + ..]
 Var gather_columns(const std::vector<std::pair<Var, Tensor>>& parts);
-Var slice_rows(const Var& x, int64_t begin, int64_t end);  // of the first axis
-Var concat_rows(const std::vector<Var>& parts);            // along the first axis; all other extents equal
-Var transpose(const Var& x);                               // the last two axes
+Var slice_rows(const Var& x, int64_t begin, int64_t end);     // of the first axis
+Var slice_columns(const Var& x, int64_t begin, int64_t end);  // x: [rows, cols] -> [rows, end - begin]
+Var concat_rows(const std::vector<Var>& parts);               // along the first axis; all other extents equal
+Var transpose(const Var& x);                                  // the last two axes
 // mean of the rows offsets[s] .. offsets[s + 1].  x: [rows, cols]  offsets: i32 [samples + 1] -> [samples, cols]
 Var segment_mean(const Var& x, const Tensor& offsets);
 

@@ -1,5 +1,7 @@
 // y[i] = x[ids[i]]:   dx[r] = sum over ids[i] = r of dy[i]
 // y[s] = mean of segment s:   dx[i] = dy[s] / length of s, for i in s
+#include <numeric>
+
 #include "autograd/ops.h"
 
 namespace t2l {
@@ -66,6 +68,23 @@ Var slice_rows(const Var& x, int64_t begin, int64_t end) {
       if (!accumulate) dx.zero();
       Tensor rows = dx.slice(begin, end);
       backend(dy).scale(rows, dy, 1, accumulate);
+    });
+  });
+}
+
+Var slice_columns(const Var& x, int64_t begin, int64_t end) {
+  T2L_CHECK(x.value.rank() == 2 && 0 <= begin && begin <= end && end <= x.dim(1), "columns {} to {} of {}", begin, end,
+            x.shape().str());
+  std::vector<int32_t> rows(size_t(x.dim(0)));
+  std::iota(rows.begin(), rows.end(), 0);
+  const Tensor ids = Tensor::from(rows, x.value.device());
+  Tensor y = Tensor::empty({x.dim(0), end - begin}, x.value.dtype(), x.value.device());
+  backend(y).scatter_rows(y, x.value, begin, ids, false);
+  if (!Tape::wanted({&x})) return y;
+  return Tape::record(y, [=, tx = GradTarget(x)](const Tensor& dy) {
+    tx.write([&](Tensor& dx, bool accumulate) {
+      if (!accumulate) dx.zero();
+      backend(dy).gather_rows(dx, begin, dy, ids, true);
     });
   });
 }

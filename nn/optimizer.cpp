@@ -1,25 +1,34 @@
 #include "nn/optimizer.h"
 
+#include <algorithm>
 #include <cmath>
 
 namespace t2l {
 
-Optimizer::Optimizer(Parameters& parameters, AdamW settings)
+Optimizer::Optimizer(Parameters& parameters, AdamW settings, int64_t group)
     : parameters_(parameters),
       settings_(settings),
+      group_(group > 0 ? group : std::max<int64_t>(parameters.values().size(), 1)),
       m_(Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device())),
       v_(Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device())) {}
 
 float Optimizer::step(double lr) {
   settings_.lr = lr;
-  Tensor p = parameters_.values();
-  const Tensor& g = parameters_.grads();
-  Tensor squared_norm = Tensor::empty({1}, DType::F32, p.device());
-  backend(p).sum_squares(squared_norm, g);
-  backend(p).adamw(p, m_, v_, g, &squared_norm, settings_);
+  const Tensor &p = parameters_.values(), &g = parameters_.grads();
+  const int64_t n = p.size(), groups = (n + group_ - 1) / group_;
+  const Tensor squared_norms = Tensor::zeros({groups}, DType::F32, p.device());
+  for (int64_t i = 0; i < groups; ++i) {
+    const int64_t begin = i * group_, end = std::min(begin + group_, n);
+    const auto part = [&](const Tensor& slab) { return slab.slice(begin, end); };
+    Tensor squared_norm = squared_norms.slice(i, i + 1), pi = part(p), mi = part(m_), vi = part(v_);
+    backend(p).sum_squares(squared_norm, part(g));
+    backend(p).adamw(pi, mi, vi, part(g), &squared_norm, settings_);
+  }
   ++settings_.step;
   parameters_.clear_grads();
-  return std::sqrt(squared_norm.to_vector<float>()[0]);
+  float largest = 0;  // NaN if any is
+  for (const float squared : squared_norms.to_vector<float>()) largest = squared <= largest ? largest : squared;
+  return std::sqrt(largest);
 }
 
 void Optimizer::restore(const Tensor& m, const Tensor& v, int64_t steps) {

@@ -6,11 +6,12 @@ namespace t2l {
 
 class Optimizer {
  public:
-  // Moments start at zero. The parameters must be committed.
-  Optimizer(Parameters& parameters, AdamW settings);
+  // Moments start at zero. The parameters must be committed. group > 0: each `group` elements of the slab are clipped
+  // by themselves, as parameters of separate models.
+  Optimizer(Parameters& parameters, AdamW settings, int64_t group = 0);
 
   // One update with the gradients collected so far, at this learning rate; then clears them.
-  // Returns the norm of the gradient before clipping.
+  // Returns the norm of the gradient before clipping; of groups, the largest.
   float step(double lr);
 
   int64_t steps() const { return settings_.step - 1; }  // updates made
@@ -21,6 +22,7 @@ class Optimizer {
  private:
   Parameters& parameters_;
   AdamW settings_;
+  int64_t group_;
   Tensor m_, v_;
 };
 

@@ -203,12 +203,13 @@ class Loader {
     const std::string origin = names.empty() ? config_.data : "train_ds_names";
     if (names.empty()) names = tasks_in(config_.data);
     if (config_.n_train_ds > 0 && size_t(config_.n_train_ds) < names.size()) names.resize(size_t(config_.n_train_ds));
-    if (config_.verb == Verb::Lora && names.size() != 1)
-      fail("{}: has {} tasks, but lora trains on one; name it in train_ds_names", origin, names.size());
+    if (config_.verb == Verb::Lora && !config_.per_task && names.size() != 1)
+      fail("{}: has {} tasks, but lora trains on one; name it in train_ds_names, or set per_task", origin,
+           names.size());
     std::vector<std::string> unseen;
     for (const auto& [name, info] : config_.eval_ds_info.items())
-      if (encoder_ && config_.verb != Verb::Lora && !is_held_out_benchmark(name) &&
-          std::find(names.begin(), names.end(), name) == names.end())
+      if ((encoder_ ? config_.verb != Verb::Lora : fs::exists(config_.oracle_dir + "/" + name)) &&
+          !is_held_out_benchmark(name) && std::find(names.begin(), names.end(), name) == names.end())
         unseen.push_back(name);
 
     TaskSet out;
@@ -220,7 +221,7 @@ class Loader {
     }
     for (const std::string& name : unseen) {
       const Source& source = add(name, "eval_ds_info", out.unseen);
-      add_unseen(source, out.unseen.back());
+      if (encoder_) add_unseen(source, out.unseen.back());
     }
     read_all();
     return out;

@@ -68,10 +68,10 @@ struct TaskSet {
 
   // As config.{data, train_ds_names, n_train_ds, n_descs_per_ds, eval_ds_info, use_*_desc} say. A training task that is
   // in eval_ds_info keeps its last tenth for validation, others their valid.jsonl; a task of eval_ds_info alone has the
-  // first 500 rows of its valid.jsonl. Without `encoder`, names and descriptions only.
-  // chat_descriptions: where a prompt is its own description, it is read as a conversation, as a base model as encoder
-  // does; else as plain text.
-  // Error, naming file and line or row, for the first thing wrong. progress() is called on this thread.
+  // first 500 rows of its valid.jsonl. Without `encoder`, names and descriptions only, and of eval_ds_info the tasks
+  // that have an adapter in oracle_dir. chat_descriptions: where a prompt is its own description, it is read as a
+  // conversation, as a base model as encoder does; else as plain text. Error, naming file and line or row, for the
+  // first thing wrong. progress() is called on this thread.
   static TaskSet load(const TrainConfig& config, const SampleEncoder* encoder, bool chat_descriptions = false,
                       bool test = false, const Progress& progress = {});
 };

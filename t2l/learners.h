@@ -1,11 +1,8 @@
 // What t2l-train trains, each as one micro-batch at a time for the loop in trainer.h: a hypernetwork through a frozen
 // base model or towards given adapters, or one LoRA adapter of the base model.
 #pragma once
-#include "t2l/checkpoint.h"
 #include "t2l/dataset.h"
-#include "t2l/embedding_table.h"
-#include "t2l/reconstruct.h"
-#include "t2l/sft.h"
+#include "t2l/sampler.h"
 #include "t2l/trainer.h"
 
 namespace t2l {
@@ -17,11 +14,16 @@ class Learner {
   virtual const Sampler& sampler() const = 0;
   // The loss of the micro-batch that iteration `i` sees, recorded on the tape, and what metrics say of it.
   virtual MicroBatch forward(int64_t i) = 0;
+  // What metrics.jsonl shall say of each validation split, with "split" and "loss". progress() counts
+  // batches.
+  virtual std::vector<Json> validate(const TaskSet::Progress& progress) = 0;
+  // Parameters of the slab that belong to one of several models side by side; 0: there is one.
+  virtual int64_t group() const { return 0; }
   // Writes what was learnt into a directory, as t2l-gen, t2l-run or PEFT read it.
   virtual void save(const std::string& directory) const = 0;
 };
 
-// Of the config's verb: sft, reconstruct, lora or multitask. Reads all data; Error in one line for whatever is wrong.
+// Of the config's verb. Reads all data; Error in one line for whatever is wrong.
 std::unique_ptr<Learner> make_learner(const TrainConfig& config, DType dtype, Device device,
                                       const TaskSet::Progress& progress = {});
 

@@ -56,8 +56,9 @@ SamplerOptions sampler_options(const TrainConfig& c) {
 
 SamplerOptions validation_options(const TrainConfig& c) {
   SamplerOptions o = sampler_options(c);
-  o.kind = SamplerOptions::Kind::Plain;
+  if (o.kind != SamplerOptions::Kind::Reconstruct) o.kind = SamplerOptions::Kind::Plain;
   o.batch_size = c.val_batch_size;
+  o.descriptions_per_task = 0;
   o.shuffle = false;
   return o;
 }

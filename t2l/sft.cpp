@@ -1,19 +1,61 @@
 #include "t2l/sft.h"
 
+#include <map>
+
 namespace t2l {
 namespace {
 
 // Streams of one step: the adapters' dropout has the first, one for each linear layer; the noise one for each sample.
 constexpr uint64_t kNoise = uint64_t(1) << 32, kStep = uint64_t(1) << 34;
 
+// Rows of the packed batch that predict a response token, and what each weighs in the loss.
+struct ResponseRows {
+  std::vector<int32_t> rows, targets;
+  std::vector<float> weights;
+  int32_t tokens = 0;  // of the batch
+
+  // which: the model of each sample; empty: all have the same one.
+  ResponseRows(const SftBatch& batch, const SftOptions& options, const std::vector<int32_t>& which = {}) {
+    struct Share {
+      int64_t samples = 0, rows = 0;
+    };
+    std::map<int32_t, Share> models;
+    std::vector<int64_t> counts;  // of the samples' rows
+    const auto model_of = [&](size_t s) -> Share& { return models[which.empty() ? 0 : which.at(s)]; };
+    for (size_t s = 0; s < batch.ids.size(); ++s) {
+      const std::vector<int32_t>& labels = batch.labels.at(s);
+      T2L_CHECK(labels.size() == batch.ids[s].size(), "{} labels for {} ids", labels.size(), batch.ids[s].size());
+      const size_t before = rows.size();
+      for (size_t t = 0; t + 1 < labels.size(); ++t)
+        if (labels[t + 1] != -100) {
+          rows.push_back(tokens + int32_t(t));
+          targets.push_back(labels[t + 1]);
+        }
+      counts.push_back(int64_t(rows.size() - before));
+      if (counts[s] == 0 && options.equally_weight_sample)
+        fail("sample {} of the batch has no response token; is inp_max_len too short for it?", s);
+      tokens += int32_t(labels.size());
+      model_of(s).samples += 1;
+      model_of(s).rows += counts[s];
+    }
+    if (rows.empty()) fail("the batch has no response token; is inp_max_len too short?");
+    for (size_t s = 0; s < counts.size(); ++s) {
+      const Share& all = model_of(s);
+      const float row = options.equally_weight_sample ? float(counts[s]) * float(all.samples) : float(all.rows);
+      weights.insert(weights.end(), size_t(counts[s]), 1 / (row * float(models.size())));
+    }
+  }
+};
+
 }  // namespace
 
 RandomKey step_key(uint64_t seed, int64_t step) { return {seed, uint64_t(step + 1) * kStep}; }
 
 SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapters,
-                 const std::vector<ModuleAdapters>* generated, const SftOptions& options, const RandomKey* key) {
+                 const std::vector<ModuleAdapters>* generated, const SftOptions& options, const RandomKey* key,
+                 const std::vector<int32_t>& which) {
   const Device on = base.options().device;
-  TokenBatch tokens{.ids = batch.ids};
+  TokenBatch tokens{.ids = batch.ids, .adapters = which};
   if (key) {
     adapters.dropout = options.lora_dropout;
     adapters.key = *key;
@@ -21,34 +63,14 @@ SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapte
     tokens.noise_key = {key->seed, key->stream + kNoise};
   }
 
-  // Rows that predict a response token, and what each weighs.
+  const ResponseRows response(batch, options, which);
   SftLoss loss;
-  std::vector<int32_t> rows, targets;
-  std::vector<float> weights;
-  int32_t begin = 0;
-  for (size_t s = 0; s < batch.ids.size(); ++s) {
-    const std::vector<int32_t>& labels = batch.labels.at(s);
-    T2L_CHECK(labels.size() == batch.ids[s].size(), "{} labels for {} ids", labels.size(), batch.ids[s].size());
-    const size_t before = rows.size();
-    for (size_t t = 0; t + 1 < labels.size(); ++t)
-      if (labels[t + 1] != -100) {
-        rows.push_back(begin + int32_t(t));
-        targets.push_back(labels[t + 1]);
-      }
-    const auto n = rows.size() - before;
-    if (n == 0 && options.equally_weight_sample)
-      fail("sample {} of the batch has no response token; is inp_max_len too short for it?", s);
-    weights.resize(rows.size(), 1 / (float(n) * float(batch.ids.size())));
-    begin += int32_t(labels.size());
-  }
-  if (rows.empty()) fail("the batch has no response token; is inp_max_len too short?");
-  if (!options.equally_weight_sample) weights.assign(rows.size(), 1 / float(rows.size()));
-  loss.tokens = begin;
-  loss.response_tokens = int64_t(rows.size());
+  loss.tokens = response.tokens;
+  loss.response_tokens = int64_t(response.rows.size());
 
   const Var hidden = base.hidden(tokens, &adapters);
-  const Var sft = base.loss(gather_rows(hidden, Tensor::from(rows, on)), Tensor::from(targets, on),
-                            Tensor::from(weights, on), options.label_smoothing);
+  const Var sft = base.loss(gather_rows(hidden, Tensor::from(response.rows, on)), Tensor::from(response.targets, on),
+                            Tensor::from(response.weights, on), options.label_smoothing);
   loss.sft = sft.value;
   loss.total = sft;
   if (!generated || options.l2_generated == 0) return loss;
@@ -61,6 +83,31 @@ SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapte
   loss.l2 = l2.value;
   loss.total = add(sft, l2);
   return loss;
+}
+
+SftScore sft_score(const Decoder& base, const SftBatch& batch, const AdapterBatch& adapters,
+                   const SftOptions& options) {
+  const NoGrad judged;
+  const Device on = base.options().device;
+  const ResponseRows response(batch, options);
+  const Var hidden = base.hidden({.ids = batch.ids}, &adapters);
+  SftScore score;
+  score.samples = int64_t(batch.ids.size());
+  score.response_tokens = int64_t(response.rows.size());
+  constexpr int64_t kRows = 512;  // whose logits are held at a time
+  for (int64_t begin = 0; begin < score.response_tokens; begin += kRows) {
+    const int64_t end = std::min(begin + kRows, score.response_tokens);
+    const auto part = [&](const auto& all) {
+      return Tensor::from(std::vector(all.begin() + begin, all.begin() + end), on);
+    };
+    const Tensor x = gather_rows(hidden, part(response.rows)).value;
+    score.loss += base.loss(x, part(response.targets), part(response.weights), 0).value.to_vector<float>()[0];
+    Tensor best = Tensor::empty({end - begin}, DType::I32, on);
+    backend(best).sample(best, base.logits(x), Tensor::zeros({end - begin}, DType::F32, on), 0, 0, 1);
+    const std::vector<int32_t> ids = best.to_vector<int32_t>();
+    for (int64_t i = begin; i < end; ++i) score.correct += ids[size_t(i - begin)] == response.targets[size_t(i)];
+  }
+  return score;
 }
 
 }  // namespace t2l

@@ -73,6 +73,7 @@ const std::vector<Option>& options() {
       Option("base_dtype", &C::base_dtype, "arithmetic of the base model").one_of({"f32", "bf16"}).or_null(),
       Option("dtype", &C::base_dtype, "the same as base_dtype").one_of({"f32", "bf16"}).run().or_null(),
       Option("init_from", &C::init_from, "checkpoint or adapter to start from").or_null(),
+      Option("per_task", &C::per_task, "lora: an adapter for each task, side by side, in OUT/TASK"),
       Option("target_modules", &C::target_modules, "linear layers that get an adapter").or_null(),
       Option("lora_r", &C::lora_r, "rank of the adapters").within(1, 4096),
       Option("lora_alpha", &C::lora_alpha, "scale: alpha / sqrt(r), or alpha / r without use_rslora"),
@@ -350,7 +351,7 @@ void set_defaults(TrainConfig& c) {
     case Verb::Lora:
       c.use_per_task_emb = c.equally_weight_sample = false;
       c.lr = 8e-5, c.warmup_frac = 0.1, c.batch_size = 8, c.grad_accum_steps = 2, c.val_batch_size = 32;
-      c.epochs = 100, c.val_freq = 500;
+      c.epochs = 100, c.val_freq = 500, c.patience = 3;
       break;
     case Verb::Reconstruct:
       c.lr = 1e-3, c.warmup_frac = 0.1, c.n_tasks_per_batch = 4, c.n_embs_per_sampled_task = 1, c.epochs = 10000;
@@ -503,8 +504,18 @@ void TrainConfig::finish(const std::string& where) {
     if (unique.size() != list->size())
       wrong(list == &target_modules ? "target_modules" : "train_ds_names", "names something twice; name it once");
   }
-  if (verb == Verb::Lora && (train_ds_names.size() > 1 && n_train_ds != 1))
-    wrong("train_ds_names", fmt::format("has {} tasks; lora trains on one, multitask on many", train_ds_names.size()));
+  if (verb == Verb::Lora && !per_task && train_ds_names.size() > 1 && n_train_ds != 1)
+    wrong("train_ds_names", fmt::format("has {} tasks; lora trains on one, lora with per_task on each by itself, "
+                                        "multitask on all together",
+                                        train_ds_names.size()));
+  if (per_task) {
+    if (verb != Verb::Lora)
+      wrong("per_task", fmt::format("is for lora; remove it, {} trains one thing", name_of(verb)));
+    if (!init_from.empty()) wrong("init_from", "has no use with per_task; remove one of them");
+    if (!eval_ds_info.empty()) wrong("eval_ds_info", "cannot judge adapters that train side by side; remove it");
+  }
+  if (learnable_AB_offset && mt_lora_path.empty())
+    wrong("learnable_AB_offset", "needs mt_lora_path, the adapter that it starts from");
 }
 
 TrainConfig TrainConfig::parse(Verb verb, std::string_view text, const std::string& where,

@@ -38,6 +38,7 @@ struct TrainConfig {
   // ---- the base model and what adapts it
   std::string model_dir, base_dtype;  // dtype empty: bf16 where the device is fast in it, else f32
   std::string init_from;              // checkpoint or adapter to start from
+  bool per_task = false;              // lora: an adapter for each task, trained side by side
   std::vector<std::string> target_modules = {"q_proj", "v_proj"};
   int64_t lora_r = 8;
   double lora_alpha = 16, lora_dropout = 0.05;
@@ -89,7 +90,7 @@ struct TrainConfig {
   double curriculum = 0, p_no_description = 0, p_shots = 0;
 
   // ---- validation and checkpoints
-  int64_t val_freq = 10000, save_freq = kNever, keep_last = 2, patience = 3;  // patience 0: no early stopping
+  int64_t val_freq = 10000, save_freq = kNever, keep_last = 2, patience = 0;  // patience 0: no early stopping
   bool keep_best = true, also_val_on_train = false, skip_eval = false;
 
   // What was set otherwise than by default, and where: a file's name, or "command line".

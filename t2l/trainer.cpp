@@ -18,6 +18,25 @@ namespace fs = std::filesystem;
 struct Position {
   int64_t iteration = 0, updates = 0;  // done
   uint64_t metrics_bytes = 0;          // of metrics.jsonl up to here
+  // Validation: the update after which it was last made, the lowest loss, when that was, and how many since were
+  // higher.
+  int64_t validated = -1, best_updates = -1, worse = 0;
+  double best_loss = 0;
+
+  static Position read(const Object& state) {
+    return {state.get_int("iteration", 0),
+            state.get_int("updates", 0),
+            uint64_t(state.get_int("metrics_bytes", 0)),
+            state.get_int_or("validated", -1),
+            state.get_int_or("best_updates", -1),
+            state.get_int_or("worse", 0),
+            state.get_float_or("best_loss", 0)};
+  }
+  Json json() const {
+    return {{"iteration", iteration}, {"updates", updates},           {"metrics_bytes", metrics_bytes},
+            {"validated", validated}, {"best_updates", best_updates}, {"worse", worse},
+            {"best_loss", best_loss}};
+  }
 };
 
 std::string step_name(int64_t updates) { return fmt::format("step_{}", updates); }
@@ -90,13 +109,13 @@ double Schedule::operator()(int64_t update) const {
   return decay == Decay::Linear ? peak * left : peak * (1 + std::cos(std::numbers::pi * (1 - left))) / 2;
 }
 
-void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hooks, const std::string& out,
-           const Json& config, bool resume) {
+TrainResult train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hooks, const std::string& out,
+                  const Json& config, bool resume) {
   const std::string folder = out + "/checkpoints";
   fs::create_directories(folder);
   AdamW settings = plan.adamw;
   settings.step = 1;
-  Optimizer optimizer(parameters, settings);
+  Optimizer optimizer(parameters, settings, plan.clip_group);
   Position at;
   if (const std::vector<int64_t> steps = checkpoints(folder); resume && !steps.empty()) {
     const std::string from = folder + "/" + step_name(steps.back());
@@ -104,7 +123,7 @@ void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hook
     const Object state(json, from + "/state.json");
     if (const std::string key = hooks.changed ? hooks.changed(json.value("config", Json())) : ""; !key.empty())
       fail("--resume: '{}' is not what the run of {} began with; give it its former value, or another --out", key, out);
-    at = {state.get_int("iteration", 0), state.get_int("updates", 0), uint64_t(state.get_int("metrics_bytes", 0))};
+    at = Position::read(state);
     copy_in(parameters, parameters.values(), SafeTensors::open(from + "/parameters.safetensors"));
     const SafeTensors moments = SafeTensors::open(from + "/optimizer.safetensors");
     const Tensor m = Tensor::zeros(parameters.values().shape(), DType::F32, parameters.values().device()),
@@ -114,6 +133,7 @@ void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hook
     optimizer.restore(m, v, at.updates);
   }
   Metrics metrics(out + "/metrics.jsonl", at.metrics_bytes);
+  int64_t saved = resume ? at.updates : -1;
 
   const auto save = [&] {
     {
@@ -124,26 +144,56 @@ void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hook
            {std::pair("m.", &optimizer.first_moment()), std::pair("v.", &optimizer.second_moment())})
         for (auto& [name, tensor] : by_name(parameters, *slab)) moments.emplace_back(prefix + name, tensor);
       write_safetensors(checkpoint.file("optimizer.safetensors"), moments);
-      write_text_file(checkpoint.file("state.json"), Json{{"iteration", at.iteration},
-                                                          {"updates", at.updates},
-                                                          {"metrics_bytes", at.metrics_bytes},
-                                                          {"config", config}}
-                                                             .dump(1) +
-                                                         "\n");
+      Json state = at.json();
+      state["config"] = config;
+      write_text_file(checkpoint.file("state.json"), state.dump(1) + "\n");
       checkpoint.commit();
     }
+    saved = at.updates;
     std::vector<int64_t> steps = checkpoints(folder);
     for (size_t i = 0; plan.keep_last > 0 && i + size_t(plan.keep_last) < steps.size(); ++i)
-      fs::remove_all(folder + "/" + step_name(steps[i]));
+      if (!plan.keep_best || steps[i] != at.best_updates) fs::remove_all(folder + "/" + step_name(steps[i]));
+    if (hooks.saved) hooks.saved();
   };
+  // What may stop the run; what was learnt until then is kept.
+  const auto or_save = [&](auto&& action) {
+    try {
+      action();
+    } catch (...) {
+      if (saved != at.updates) save();
+      throw;
+    }
+  };
+  const auto validate = [&](bool last) {
+    if (plan.validate_every <= 0 || at.validated == at.updates || (!last && at.updates % plan.validate_every != 0))
+      return;
+    std::vector<Json> rows;
+    or_save([&] { rows = hooks.validate(); });
+    for (Json& row : rows) {
+      row["step"] = at.iteration;
+      metrics.write(row);
+    }
+    at.metrics_bytes = metrics.bytes();
+    at.validated = at.updates;
+    if (rows.empty()) return;
+    const double loss = rows[0].at("loss").get<double>();
+    if (at.best_updates < 0 || loss < at.best_loss) {
+      at.best_updates = at.updates, at.best_loss = loss, at.worse = 0;
+      if (plan.keep_best) save();
+    } else if (loss > at.best_loss) {
+      ++at.worse;
+    }
+  };
+  const auto out_of_patience = [&] { return plan.patience > 0 && at.worse >= plan.patience; };
 
-  int64_t saved = at.updates;
-  for (int64_t i = at.iteration; i < plan.iterations; ++i) {
+  validate(false);
+  for (int64_t i = at.iteration; i < plan.iterations && !out_of_patience(); ++i) {
     const auto start = std::chrono::steady_clock::now();
     MicroBatch micro = hooks.forward(i);
     const bool update = (i + 1) % plan.accumulate == 0;
     if (update || !plan.official_accumulation)
-      backward({{micro.loss, Tensor::full({1}, 1 / float(plan.accumulate), micro.loss.value.device())}});
+      backward(
+          {{micro.loss, Tensor::full({1}, float(micro.models) / float(plan.accumulate), micro.loss.value.device())}});
     else
       Tape::clear();
     const double lr = plan.schedule(at.updates);
@@ -166,16 +216,18 @@ void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hook
     at.iteration = i + 1;
     at.metrics_bytes = metrics.bytes();
     if (hooks.progress) hooks.progress(i, row);
-    const bool due = update && plan.save_every > 0 && at.updates % plan.save_every == 0;
-    if (due) save(), saved = at.updates;
-    if (update && hooks.check_interrupt) try {  // between updates there are gradients that no checkpoint holds
-        hooks.check_interrupt();
-      } catch (...) {
-        if (saved != at.updates) save();
-        throw;
-      }
+    if (!update) continue;  // between updates there are gradients that no checkpoint holds
+    validate(i + plan.accumulate >= plan.iterations);
+    if (saved != at.updates && plan.save_every > 0 && at.updates % plan.save_every == 0) save();
+    if (hooks.check_interrupt) or_save(hooks.check_interrupt);
   }
   if (at.updates != saved || plan.save_every == 0) save();
+  const bool best = plan.keep_best && at.best_updates >= 0 && at.best_updates != at.updates;
+  if (best)
+    copy_in(parameters, parameters.values(),
+            SafeTensors::open(fmt::format("{}/{}/parameters.safetensors", folder, step_name(at.best_updates))));
+  if (hooks.saved) hooks.saved();
+  return {at.updates, out_of_patience(), at.best_updates, at.best_loss};
 }
 
 }  // namespace t2l

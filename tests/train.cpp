@@ -4,7 +4,8 @@
 #include <csignal>
 #include <filesystem>
 
-#include "t2l/adapter.h"
+#include "t2l/apply_adapter.h"
+#include "t2l/checkpoint.h"
 #include "t2l/learners.h"
 #include "tensor/json.h"
 #include "tests/golden_files.h"
@@ -136,7 +137,10 @@ TEST_CASE("a run killed anywhere ends, once resumed, with the bytes of an uninte
   for (const std::string verb : {"sft", "reconstruct", "lora"}) {
     CAPTURE(verb);
     const int steps = verb == "reconstruct" ? 200 : 40;  // enough of them to be interrupted
-    const std::vector<std::string> more{fmt::format("--steps={}", steps), "--grad_accum_steps=2", "--save_freq=3"};
+    std::vector<std::string> more{fmt::format("--steps={}", steps), "--grad_accum_steps=2", "--save_freq=3"};
+    if (verb != "reconstruct")
+      more.insert(more.end(), {"--val_freq=4", "--patience=0", "--eval_ds_info={task1: {}, task3: {}}"});
+    if (verb == "sft") more.push_back("--train_ds_names=task0,task1,task2");
     const std::string whole = w.scratch / (verb + "_whole"), parts = w.scratch / (verb + "_parts");
     REQUIRE(w.train(verb, whole, more).status == 0);
     const char* bin = std::getenv("T2L_BIN");
@@ -179,7 +183,10 @@ TEST_CASE("what is refused before anything is trained") {
   };
   refused("sft", {"--stepz=3"}, "steps", 2);
   refused("sft", {"--gist_mask"}, "gist_mask");
-  refused("sft", {"--mt_lora_path=x"}, "mt_lora_path", 2);
+  refused("sft", {"--mt_lora_path=/nowhere/lora"}, "/nowhere/lora");
+  refused("sft", {"--learnable_AB_offset"}, "mt_lora_path");
+  refused("sft", {"--per_task"}, "per_task");
+  refused("hyperdecoders", {"--use_inp_as_desc=false", "--use_per_task_emb"}, "use_inp_as_desc");
   refused("pretrain", {}, "", 2);
   refused("sft", {"--train_ds_names=nowhere"}, "nowhere");
   refused("sft", {"--model_dir=/nowhere/base"}, "/nowhere/base");
@@ -223,5 +230,196 @@ TEST_CASE("recomputed blocks give the same bits") {
     REQUIRE(w.train(verb, kept, {"--steps=5"}).status == 0);
     REQUIRE(w.train(verb, again, {"--steps=5", "--recompute=true"}).status == 0);
     CHECK(timeless(rows_of(kept + "/metrics.jsonl")) == timeless(rows_of(again + "/metrics.jsonl")));
+  }
+}
+
+namespace {
+
+// The rows of a split, in order.
+std::vector<Json> of_split(const std::vector<Json>& rows, const std::string& split) {
+  std::vector<Json> out;
+  for (const Json& row : rows)
+    if (row.value("split", "") == split) out.push_back(row);
+  return out;
+}
+
+// Mean loss of the last `count` rows of a task under an adapter, or none, computed one by one.
+double loss_of(const World& w, const std::string& task, size_t count, const std::string& adapter_folder) {
+  TrainConfig c = TrainConfig::parse(Verb::Multitask, "", "test");
+  c.data = w.scratch / "tasks", c.train_ds_names = {task};
+  const SampleEncoder encoder = SampleEncoder::load(w.base, w.base, true, 64);
+  const TaskSet set = TaskSet::load(c, &encoder);
+  const Decoder base = Decoder::load(w.base);
+  std::optional<Adapter> adapter;
+  if (!adapter_folder.empty()) adapter = load_adapter(adapter_folder);
+  AdapterSum sum;
+  if (adapter) sum.push_back({&*adapter});
+  double loss = 0;
+  const std::vector<Example>& rows = set.tasks[0].train;
+  for (size_t i = rows.size() - count; i < rows.size(); ++i) {
+    const AdapterBatch batch = stack_adapters({sum}, base.config(), base.options());
+    const Tensor logits = base.logits(base.hidden({.ids = {rows[i].ids}}, &batch).value);
+    const std::vector<float> z = logits.to_vector<float>();
+    const auto vocab = size_t(logits.dim(1));
+    double sample = 0;
+    const auto n = rows[i].ids.size(), prompt = size_t(rows[i].prompt);
+    for (size_t t = prompt; t < n; ++t) {
+      double sum_exp = 0;
+      for (size_t v = 0; v < vocab; ++v) sum_exp += std::exp(double(z[(t - 1) * vocab + v]));
+      sample += std::log(sum_exp) - double(z[(t - 1) * vocab + size_t(rows[i].ids[t])]);
+    }
+    loss += sample / double(n - prompt) / double(count);
+  }
+  return loss;
+}
+
+}  // namespace
+
+TEST_CASE("validation: splits, their losses, early stopping, and the best parameters at the end") {
+  const World w;
+  const std::string out = w.scratch / "out";
+  // The base model reads the descriptions: one that is not in training needs an encoder.
+  const std::vector<std::string> more{
+      "--emb_model=",       "--train_ds_names=task0,task1,task2",
+      "--val_freq=2",       "--eval_ds_info={task1: {descriptions: [Try it, Try that]}, task3: {}}",
+      "--steps=40",         "--lr=3",
+      "--patience=2",       "--cache_dir=" + w.scratch / "cache",
+      "--save_freq=1",      "--keep_last=1",
+      "--also_val_on_train"};
+  const Run r = w.train("sft", out, [&] {
+    auto a = more;
+    a.push_back("--json");
+    return a;
+  }());
+  INFO(r.err);
+  REQUIRE(r.status == 0);
+  const Json report = parse_json(r.out, "stdout");
+  CHECK(report["stopped_early"] == true);
+  const std::vector<Json> rows = rows_of(out + "/metrics.jsonl");
+  const std::vector<Json> unseen = of_split(rows, "unseen_tasks");
+  REQUIRE(unseen.size() >= 3);
+  for (const char* split : {"seen", "unseen_descriptions", "train"})
+    CHECK(of_split(rows, split).size() == unseen.size());
+  // A hypernetwork begins with adapters that change nothing.
+  CHECK(unseen[0]["step"] == 0);
+  CHECK(unseen[0]["samples"] == 6);
+  CHECK(unseen[0]["loss"].get<double>() == Approx(loss_of(w, "task3", 6, "")).epsilon(1e-5));
+  CHECK(of_split(rows, "seen")[0]["loss"].get<double>() == Approx(loss_of(w, "task1", 1, "")).epsilon(1e-5));
+  // Two validations in a row were worse than the best, which is what is left.
+  size_t best = 0;
+  for (size_t i = 1; i < unseen.size(); ++i)
+    if (unseen[i]["loss"] < unseen[best]["loss"]) best = i;
+  CHECK(best + 3 == unseen.size());
+  CHECK(report["best"]["updates"] == unseen[best]["step"]);
+  CHECK(report["updates"] == unseen.back()["step"]);
+  const SafeTensors kept =
+      SafeTensors::open(fmt::format("{}/checkpoints/step_{}/parameters.safetensors", out, 2 * best));
+  const SafeTensors ended = SafeTensors::open(out + "/hypernet.safetensors");
+  for (const std::string& name : kept.names())
+    CHECK(kept.get(name).to_vector<float>() == ended.get(name).to_vector<float>());
+  // Nothing is left to do for a run that stopped.
+  auto again = more;
+  again.push_back("--resume");
+  REQUIRE(w.train("sft", out, again).status == 0);
+  CHECK(timeless(rows_of(out + "/metrics.jsonl")) == timeless(rows));
+}
+
+TEST_CASE("reconstruction is judged on unseen descriptions and unseen tasks") {
+  const World w;
+  const std::string out = w.scratch / "out";
+  const Run r = w.train("reconstruct", out,
+                        {"--emb_model=", "--train_ds_names=task0,task1,task2", "--steps=4",
+                         "--eval_ds_info={task1: {descriptions: [Try it]}, task3: {}}", "--val_freq=2",
+                         "--cache_dir=" + w.scratch / "cache"});
+  INFO(r.err);
+  REQUIRE(r.status == 0);
+  const std::vector<Json> rows = rows_of(out + "/metrics.jsonl");
+  CHECK(of_split(rows, "unseen_tasks").size() == 3);
+  CHECK(of_split(rows, "unseen_tasks")[0]["samples"] == 2);
+  CHECK(of_split(rows, "unseen_descriptions").size() == 3);
+}
+
+TEST_CASE("an adapter per task, side by side, is what each task's own run gives") {
+  const World w;
+  std::string order, alone;
+  for (int step = 0; step < 8; ++step) {
+    std::string line;
+    for (int t : {2, 0, 3, 1})
+      for (int i = 0; i < 2; ++i) {
+        const std::string sample = fmt::format("[\"task{}\", {}, null]", t, (step * 2 + i + t) % 6);
+        line += (line.empty() ? "" : ", ") + sample;
+        if (t == 3) alone += (i ? ", " : "[") + sample;
+      }
+    order += "[" + line + "]\n";
+    alone += "]\n";
+  }
+  w.scratch.write("order.jsonl", order);
+  w.scratch.write("alone.jsonl", alone);
+  for (const bool equally : {true, false}) {
+    CAPTURE(equally);
+    const std::vector<std::string> common{"--grad_accum_steps=1", "--lora_dropout=0", "--neftune_noise_alpha=0",
+                                          "--max_grad_norm=0.01", fmt::format("--equally_weight_sample={}", equally)};
+    const auto train = [&](const std::string& out, std::vector<std::string> a) {
+      a.insert(a.end(), common.begin(), common.end());
+      std::vector<std::string> arguments{
+          "lora", "--config", w.scratch / "c.yaml", "--data", w.scratch / "tasks", "--out", out, "--quiet"};
+      arguments.insert(arguments.end(), a.begin(), a.end());
+      const Run r = run_program(w.scratch, "t2l-train", arguments);
+      INFO(r.err);
+      REQUIRE(r.status == 0);
+    };
+    const std::string many = w.scratch / fmt::format("many{}", equally),
+                      one = w.scratch / fmt::format("one{}", equally);
+    train(many, {"--per_task", "--data_order=" + w.scratch / "order.jsonl"});
+    train(one, {"--train_ds_names=task3", "--data_order=" + w.scratch / "alone.jsonl"});
+    const Adapter a = load_adapter(many + "/task3"), b = load_adapter(one);
+    REQUIRE(a.weights.size() == b.weights.size());
+    for (size_t i = 0; i < a.weights.size(); ++i) {
+      check_near(a.weights[i].a, b.weights[i].a.to_vector<float>(), 2e-5);
+      check_near(a.weights[i].b, b.weights[i].b.to_vector<float>(), 2e-5);
+    }
+    CHECK(load_adapter(many + "/task0").weights[1].b.to_vector<float>() != a.weights[1].b.to_vector<float>());
+  }
+}
+
+TEST_CASE("hyperdecoders read each sample's own prompt") {
+  const World w;
+  const std::string out = w.scratch / "out";
+  const Run r = w.train("hyperdecoders", out,
+                        {"--emb_model=", "--use_hierarchical_sampler=true", "--n_tasks_per_batch=3", "--steps=60",
+                         "--dropout=0", "--lora_dropout=0", "--val_freq=30", "--eval_ds_info={task1: {}, task3: {}}",
+                         "--train_ds_names=task0,task1,task2", "--cache_dir=" + w.scratch / "cache"});
+  INFO(r.err);
+  REQUIRE(r.status == 0);
+  const std::vector<Json> rows = rows_of(out + "/metrics.jsonl"), seen = of_split(rows, "train");
+  CHECK(of_split(rows, "unseen_tasks").size() == 3);
+  CHECK(of_split(rows, "seen").size() == 3);
+  double first = 0, last = 0;
+  std::vector<double> losses;
+  for (const Json& row : rows)
+    if (!row.contains("split")) losses.push_back(row["loss"].get<double>());
+  for (size_t i = 0; i < 10; ++i) first += losses[i], last += losses[losses.size() - 1 - i];
+  CHECK(last < 0.95 * first);
+  CHECK(load_hypernet(out).encoder.dim == DecoderConfig::load(w.base).hidden);
+}
+
+TEST_CASE("an adapter may be added to all that is generated, and be learnt with it") {
+  const World w;
+  for (const bool learnt : {false, true}) {
+    CAPTURE(learnt);
+    const std::string out = w.scratch / fmt::format("out{}", learnt), offset = w.scratch / "oracle/task2";
+    const Run r = w.train("sft", out,
+                          {"--mt_lora_path=" + offset, fmt::format("--learnable_AB_offset={}", learnt), "--steps=4",
+                           "--train_ds_names=task0,task1,task2", "--eval_ds_info={task3: {}}", "--keep_best=false"});
+    INFO(r.err);
+    REQUIRE(r.status == 0);
+    const std::vector<Json> rows = rows_of(out + "/metrics.jsonl");
+    CHECK(of_split(rows, "unseen_tasks")[0]["loss"].get<double>() ==
+          Approx(loss_of(w, "task3", 6, offset)).epsilon(1e-5));
+    const TrainedHypernet t = load_hypernet(out);
+    CHECK(t.net.config().offset);
+    CHECK_FALSE(t.net.config().head_bias);
+    const std::vector<float> a = t.net.parameters().value("AB_offset.A.q_proj").slice(0, 1).to_vector<float>();
+    CHECK((a == load_adapter(offset).weights[0].a.to_vector<float>()) == !learnt);
   }
 }

@@ -181,13 +181,13 @@ void Progress::line(int64_t done, bool last) {
   const double seconds = std::chrono::duration<double>(Clock::now() - begin_).count();
   const double left = done ? seconds * double(total_ - done) / double(done) : 0;
   if (!terminal_) {
-    log_line(fmt::format("{}: {} of {}, {:.0f} s", what_, done, total_, seconds));
+    log_line(fmt::format("{}: {} of {}, {:.0f} s{}{}", what_, done, total_, seconds, note_.empty() ? "" : ", ", note_));
     return;
   }
   constexpr int kWidth = 32;
   const int filled = total_ ? int(kWidth * done / total_) : kWidth;
-  const std::string bar = fmt::format("\r{} [{:#<{}}{:.<{}}] {}/{}  {:.0f} s left \x1b[K{}", what_, "", filled, "",
-                                      kWidth - filled, done, total_, left, last ? "\n" : "");
+  const std::string bar = fmt::format("\r{} [{:#<{}}{:.<{}}] {}/{}  {:.0f} s left  {}\x1b[K{}", what_, "", filled, "",
+                                      kWidth - filled, done, total_, left, note_, last ? "\n" : "");
   std::fputs(bar.c_str(), stderr);
   std::fflush(stderr);
 }

@@ -74,12 +74,13 @@ class Progress {
   Progress(std::string what, int64_t total, bool quiet);
   ~Progress();
   void update(int64_t done);
+  void note(std::string text) { note_ = std::move(text); }  // stands after the numbers
   void update(int64_t done, int64_t total) { total_ = total, update(done); }
 
  private:
   void line(int64_t done, bool last);
   using Clock = std::chrono::steady_clock;
-  std::string what_;
+  std::string what_, note_;
   int64_t total_, done_ = 0;
   bool quiet_, terminal_, shown_ = false;
   Clock::time_point begin_ = Clock::now(), last_ = begin_;

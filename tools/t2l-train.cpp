@@ -12,11 +12,8 @@ using namespace t2l;
 namespace {
 
 // Options that are read, since official configs have them, but do nothing yet: --help does not list them.
-constexpr const char* kNotBuilt[] = {"dry_run",         "export_official",     "mt_lora_path", "learnable_AB_offset",
-                                     "use_inp_as_desc", "use_per_sample_desc", "min_lr_frac",  "gist_mask",
-                                     "curriculum",      "p_no_description",    "p_shots",      "val_freq",
-                                     "val_batch_size",  "keep_best",           "patience",     "also_val_on_train",
-                                     "skip_eval"};
+constexpr const char* kNotBuilt[] = {"dry_run",    "export_official",  "min_lr_frac", "gist_mask",
+                                     "curriculum", "p_no_description", "p_shots"};
 
 std::string help_of(Verb verb) {
   std::string listed;
@@ -29,7 +26,8 @@ std::string help_of(Verb verb) {
 
 constexpr const char* kUsage =
     "Trains adapters and hypernetworks.\n\n"
-    "Usage: t2l-train lora|multitask|reconstruct|sft --config FILE.yaml --data DIR --out DIR [--key=value ..] "
+    "Usage: t2l-train lora|multitask|reconstruct|sft|hyperdecoders --config FILE.yaml --data DIR --out DIR "
+    "[--key=value ..] "
     "[--resume]\n";
 
 int run(int argc, char** argv) {
@@ -42,7 +40,8 @@ int run(int argc, char** argv) {
     return 0;
   }
   if (arguments.empty() || arguments[0].starts_with("-")) {
-    if (!given("--help")) throw UsageError("t2l-train: say what to learn: lora, multitask, reconstruct or sft");
+    if (!given("--help"))
+      throw UsageError("t2l-train: say what to learn: lora, multitask, reconstruct, sft or hyperdecoders");
     fmt::print("{}\nt2l-train VERB --help lists the options of each.\n", kUsage);
     return 0;
   }
@@ -62,8 +61,6 @@ int run(int argc, char** argv) {
   const DType dtype =
       c.base_dtype == "bf16" || (c.base_dtype.empty() && is_fast(device, DType::BF16)) ? DType::BF16 : DType::F32;
   for (const std::string& w : c.warnings) log_line("warning: " + w);
-  if (!c.eval_ds_info.empty() && !c.skip_eval)
-    log_line("warning: validation is not built yet; the run trains without it, and without early stopping");
 
   // Everything that can be wrong shows before the directory is made.
   Progress reading("rows read", 1, c.quiet);
@@ -84,21 +81,36 @@ int run(int argc, char** argv) {
   Progress bar("steps", plan.iterations, c.quiet);
   Stopwatch watch;
   Json last;
-  train(learner->parameters(), plan,
-        {.forward = [&](int64_t i) { return learner->forward(i); },
-         .progress =
-             [&](int64_t i, const Json& row) {
-               last = row;
-               bar.update(i + 1);
-             },
-         .check_interrupt = [] { stop_if_interrupted("interrupted; the run is saved, --resume goes on"); },
-         .changed =
-             [&](const Json& before) {
-               const Object o(before, c.out + ": the checkpoint's config");
-               const std::string key = c.changed_key(TrainConfig::parse(verb, o.get_string("yaml"), o.where()));
-               return !key.empty() || o.get_string("dtype") == name_of(dtype) ? key : "base_dtype";
-             }},
-        c.out, Json{{"yaml", c.yaml()}, {"dtype", name_of(dtype)}}, c.resume);
+  int64_t tokens = 0;
+  double seconds = 0;
+  const TrainResult result =
+      train(learner->parameters(), plan,
+            {.forward = [&](int64_t i) { return learner->forward(i); },
+             .progress =
+                 [&](int64_t i, const Json& row) {
+                   last = row;
+                   tokens += row.value("tokens", int64_t(0));
+                   seconds += row["seconds"].get<double>();
+                   bar.note(fmt::format("loss {:.4f}{}", row["loss"].get<double>(),
+                                        tokens ? fmt::format(", {:.0f} tokens/s", double(tokens) / seconds) : ""));
+                   bar.update(i + 1);
+                 },
+             .validate =
+                 [&] {
+                   Progress judging("validation batches", 1, c.quiet);
+                   return learner->validate([&](int64_t done, int64_t all) {
+                     judging.update(done, all);
+                     stop_if_interrupted("interrupted; the run is saved, --resume goes on");
+                   });
+                 },
+             .check_interrupt = [] { stop_if_interrupted("interrupted; the run is saved, --resume goes on"); },
+             .changed =
+                 [&](const Json& before) {
+                   const Object o(before, c.out + ": the checkpoint's config");
+                   const std::string key = c.changed_key(TrainConfig::parse(verb, o.get_string("yaml"), o.where()));
+                   return !key.empty() || o.get_string("dtype") == name_of(dtype) ? key : "base_dtype";
+                 }},
+            c.out, Json{{"yaml", c.yaml()}, {"dtype", name_of(dtype)}}, c.resume);
   OutputDirectory final_files(c.out, true);
   learner->save(final_files.path());
   final_files.commit();
@@ -108,11 +120,21 @@ int run(int argc, char** argv) {
                             {"iterations", plan.iterations},
                             {"parameters", learner->parameters().count()},
                             {"last", last},
+                            {"updates", result.updates},
+                            {"stopped_early", result.stopped_early},
+                            {"best", result.best_updates < 0
+                                         ? Json()
+                                         : Json{{"updates", result.best_updates}, {"loss", result.best_loss}}},
                             {"seconds", watch.lap()},
                             {"dtype", name_of(dtype)},
                             {"device", name_of(device)},
                             {"peak_rss_mib", peak_resident_bytes() / (1 << 20)}}
                            .dump(2));
+  if (!c.quiet && result.stopped_early)
+    log_line(fmt::format("stopped after {} updates: {} validations without a lower loss", result.updates, c.patience));
+  if (!c.quiet && c.keep_best && result.best_updates >= 0 && result.best_updates != result.updates)
+    log_line(fmt::format("of {} updates, kept what there was after {}, with a validation loss of {:.4f}",
+                         result.updates, result.best_updates, result.best_loss));
   if (!c.quiet)
     log_line(fmt::format("{} steps, {} parameters, in {}", plan.iterations, learner->parameters().count(), c.out));
   return 0;
