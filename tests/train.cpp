@@ -24,12 +24,13 @@ std::vector<Json> timeless(std::vector<Json> rows) {
   return rows;
 }
 
-// A base model with a byte-level tokenizer of letters, four tasks of a few rows, and an adapter for each.
+// A base model with a byte-level tokenizer of letters, four tasks of a few rows, and an adapter for each. `model` is
+// what its config has otherwise; the longest input takes `longest` tokens.
 struct World {
   Scratch scratch;
   std::string base = scratch / "base";
 
-  World() {
+  explicit World(const Json& model = Json::object(), int longest = 18) {
     scratch.write("base/tokenizer.json", letters_tokenizer({{0, "<pad>"}, {1, "<s>"}, {2, "</s>"}}, nullptr).dump());
     scratch.write("base/tokenizer_config.json",
                   Json{{"bos_token", "<s>"},
@@ -40,6 +41,7 @@ struct World {
                       .dump());
     Json config = read_json("tests/golden/decoders/mistral/config.json");
     config["vocab_size"] = 60;
+    config.merge_patch(model);
     scratch.write("base/config.json", config.dump());
     Decoder d(DecoderConfig::load(base), DecoderOptions{});
     d.initialise(1);
@@ -59,7 +61,7 @@ struct World {
                     "system_message: ''\nassistant_prefill: ''\nds_kwargs:\n  path: json\n  split: train\n");
       std::string rows;
       for (int i = 0; i < 6; ++i)
-        rows += Json{{"input", std::string(size_t(3 + 5 * ((i + t) % 4)), char('a' + i))},
+        rows += Json{{"input", std::string(size_t(3 + (longest - 3) * ((i + t) % 4) / 3), char('a' + i))},
                      {"output", std::string(size_t(1 + i % 3), char('A' + t))}}
                     .dump() +
                 "\n";
@@ -421,5 +423,46 @@ TEST_CASE("an adapter may be added to all that is generated, and be learnt with 
     CHECK_FALSE(t.net.config().head_bias);
     const std::vector<float> a = t.net.parameters().value("AB_offset.A.q_proj").slice(0, 1).to_vector<float>();
     CHECK((a == load_adapter(offset).weights[0].a.to_vector<float>()) == !learnt);
-  }
-}
+
+    TEST_CASE("ten steps on the emulated device have the losses of the CPU") {
+      const World w({{"hidden_size", 64},
+                     {"num_attention_heads", 4},
+                     {"num_key_value_heads", 2},
+                     {"head_dim", 16},
+                     {"intermediate_size", 171},
+                     {"vocab_size", 512}},
+                    42);
+      struct Case {
+        std::string verb, setting;
+        DType dtype = DType::F32;
+      };
+      for (const Case& of : {Case{"sft", "--variant=S"}, Case{"sft", "--variant=S", DType::BF16},
+                             Case{"reconstruct", "--factorized=true"}, Case{"reconstruct", "--factorized=false"}}) {
+        CAPTURE(of.verb, of.setting, name_of(of.dtype));
+        Values cpu;
+        for (const Device device : devices()) {
+          const std::string out = w.scratch / "device_run";
+          fs::remove_all(out);
+          std::vector<std::string> arguments = w.arguments(of.verb, out, {"--steps=10", of.setting});
+          std::replace(arguments.begin(), arguments.end(), std::string("--n_tasks_per_batch=3"),
+                       std::string("--n_tasks_per_batch=4"));
+          std::vector<Setting> settings = parse_settings({arguments.begin() + 1, arguments.end()});
+          std::erase_if(settings, [](const Setting& s) { return s.key == "config"; });
+          const TrainConfig c = TrainConfig::load(parse_verb(of.verb), w.scratch / "c.yaml", settings);
+          const std::unique_ptr<Learner> learner = make_learner(c, of.dtype, device);
+          train(learner->parameters(), plan_of(c, *learner),
+                {.forward = [&](int64_t i) { return learner->forward(i); }}, out, {}, false);
+          const std::vector<Json> rows = rows_of(out + "/metrics.jsonl");
+          REQUIRE(rows.size() == 10);
+          Values losses;
+          for (const Json& row : rows) {
+            losses.push_back(row["loss"].get<float>());
+            if (of.verb == "sft") CHECK((row["tokens"] > 50 && row["tokens"] <= 4 * 48));
+          }
+          CHECK(losses.back() < losses.front());
+          if (cpu.empty()) cpu = losses;
+          for (size_t i = 0; i < losses.size(); ++i)
+            CHECK(losses[i] == Approx(cpu[i]).epsilon(of.dtype == DType::F32 ? 1e-5 : 1e-2));
+        }
+      }
+    }
