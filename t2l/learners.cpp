@@ -4,6 +4,7 @@
 #include <filesystem>
 
 #include "t2l/apply_adapter.h"
+#include "t2l/export_official.h"
 #include "t2l/generate.h"
 #include "transformer/model_lookup.h"
 
@@ -145,6 +146,9 @@ class HypernetLearner : public Learner {
   Parameters& parameters() override { return trained_.net.parameters(); }
   const Sampler& sampler() const override { return sampler_; }
   void save(const std::string& directory) const override { save_hypernet(trained_, directory); }
+  std::vector<std::string> save_official(const std::string& directory) const override {
+    return export_official(trained_, config_, names_of(set_), directory);
+  }
 
  protected:
   HypernetLearner(const TrainConfig& c, TaskSet set, Device device)
@@ -301,7 +305,6 @@ void check_built(const TrainConfig& c) {
       {uses_hypernet(c.verb) && !c.use_per_task_emb && !c.use_one_hot_task_emb, "use_per_task_emb: false"},
       {c.min_lr_frac != 0, "min_lr_frac"},
       {c.gist_mask, "gist_mask"},
-      {!c.export_official.empty(), "export_official"},
       {c.dry_run, "dry_run"},
   };
   for (const auto& [set, key] : missing)
@@ -309,6 +312,11 @@ void check_built(const TrainConfig& c) {
 }
 
 }  // namespace
+
+std::vector<std::string> Learner::save_official(const std::string&) const {
+  T2L_CHECK(false, "the config refuses export_official for what is no hypernetwork");
+  return {};
+}
 
 std::unique_ptr<Learner> make_learner(const TrainConfig& c, DType dtype, Device device,
                                       const TaskSet::Progress& progress) {

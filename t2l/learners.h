@@ -19,6 +19,8 @@ class Learner {
   virtual MicroBatch forward(int64_t i) = 0;
   // Writes what was learnt into a directory, as t2l-gen, t2l-run or PEFT read it.
   virtual void save(const std::string& directory) const = 0;
+  // The same for the official Python; returns what that will do otherwise, a line each. Of hypernetworks only.
+  virtual std::vector<std::string> save_official(const std::string& directory) const;
 };
 
 // Of the config's verb: sft, reconstruct, lora or multitask. Reads all data; Error in one line for whatever is wrong.

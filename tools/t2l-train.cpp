@@ -12,11 +12,11 @@ using namespace t2l;
 namespace {
 
 // Options that are read, since official configs have them, but do nothing yet: --help does not list them.
-constexpr const char* kNotBuilt[] = {"dry_run",         "export_official",     "mt_lora_path", "learnable_AB_offset",
-                                     "use_inp_as_desc", "use_per_sample_desc", "min_lr_frac",  "gist_mask",
-                                     "curriculum",      "p_no_description",    "p_shots",      "val_freq",
-                                     "val_batch_size",  "keep_best",           "patience",     "also_val_on_train",
-                                     "skip_eval"};
+constexpr const char* kNotBuilt[] = {
+    "dry_run",     "mt_lora_path",   "learnable_AB_offset", "use_inp_as_desc",  "use_per_sample_desc",
+    "min_lr_frac", "gist_mask",      "curriculum",          "p_no_description", "p_shots",
+    "val_freq",    "val_batch_size", "keep_best",           "patience",         "also_val_on_train",
+    "skip_eval"};
 
 std::string help_of(Verb verb) {
   std::string listed;
@@ -78,6 +78,9 @@ int run(int argc, char** argv) {
   if (fs::exists(c.out) && !fs::is_directory(c.out)) fail("{}: is a file; --out is a directory", c.out);
   if (fs::exists(c.out) && !fs::is_empty(c.out) && !c.resume && !c.force)
     fail("{}: is not empty; give another --out, --resume to go on, or --force to begin anew in it", c.out);
+  if (!c.export_official.empty() && fs::exists(c.export_official) && !c.resume && !c.force &&
+      (!fs::is_directory(c.export_official) || !fs::is_empty(c.export_official)))
+    fail("--export-official {}: is there already; give another, or --force to write into it", c.export_official);
   if (!c.resume) fs::remove_all(c.out + "/checkpoints");
   fs::create_directories(c.out);
 
@@ -102,6 +105,11 @@ int run(int argc, char** argv) {
   OutputDirectory final_files(c.out, true);
   learner->save(final_files.path());
   final_files.commit();
+  if (!c.export_official.empty()) {
+    OutputDirectory official(c.export_official, true);
+    for (const std::string& line : learner->save_official(official.path())) log_line("warning: " + line);
+    official.commit();
+  }
   if (c.json)
     fmt::print("{}\n", Json{{"out", c.out},
                             {"verb", name_of(verb)},
