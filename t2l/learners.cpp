@@ -149,6 +149,17 @@ class HypernetLearner : public Learner {
   std::vector<std::string> save_official(const std::string& directory) const override {
     return export_official(trained_, config_, names_of(set_), directory);
   }
+  TaskSimilarity similarity() const override {
+    constexpr int64_t kMost = 64;  // as many as a picture can show
+    Batch batch;
+    std::vector<std::string> names;
+    for (const int64_t i : evenly_spaced(int64_t(set_.tasks.size()), kMost)) {
+      batch.push_back({int32_t(i), 0, 0});
+      names.push_back(set_.tasks[size_t(i)].name);
+    }
+    if (names.size() < 2) return {};
+    return adapter_similarity(trained_.net, embeddings(batch), names);
+  }
 
  protected:
   HypernetLearner(const TrainConfig& c, TaskSet set, Device device)

@@ -6,6 +6,7 @@
 #include "t2l/embedding_table.h"
 #include "t2l/reconstruct.h"
 #include "t2l/sft.h"
+#include "t2l/similarity.h"
 #include "t2l/trainer.h"
 
 namespace t2l {
@@ -21,6 +22,8 @@ class Learner {
   virtual void save(const std::string& directory) const = 0;
   // The same for the official Python; returns what that will do otherwise, a line each. Of hypernetworks only.
   virtual std::vector<std::string> save_official(const std::string& directory) const;
+  // How alike the tasks' adapters are by now; empty where there is but one.
+  virtual TaskSimilarity similarity() const { return {}; }
 };
 
 // Of the config's verb: sft, reconstruct, lora or multitask. Reads all data; Error in one line for whatever is wrong.

@@ -135,6 +135,7 @@ void train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hook
     std::vector<int64_t> steps = checkpoints(folder);
     for (size_t i = 0; plan.keep_last > 0 && i + size_t(plan.keep_last) < steps.size(); ++i)
       fs::remove_all(folder + "/" + step_name(steps[i]));
+    if (hooks.saved) hooks.saved();
   };
 
   int64_t saved = at.updates;

@@ -42,6 +42,7 @@ struct MicroBatch {
 struct TrainHooks {
   std::function<MicroBatch(int64_t iteration)> forward;
   std::function<void(int64_t iteration, const Json& row)> progress = {};
+  std::function<void()> saved = {};            // is called after each checkpoint, and at the end of the run
   std::function<void()> check_interrupt = {};  // throws to stop; the state is saved first
   // Which setting of the run differs from those it began with, as `config` was then; empty: none that matters.
   std::function<std::string(const Json& before)> changed = {};

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "t2l/estimate.h"
 #include "t2l/learners.h"
+#include "t2l/report.h"
 #include "tools/cli.h"
 
 using namespace t2l;
@@ -84,6 +86,20 @@ int run(int argc, char** argv) {
   if (!c.resume) fs::remove_all(c.out + "/checkpoints");
   fs::create_directories(c.out);
 
+  RunMetrics metrics(c.out + "/metrics.jsonl");
+  ReportFacts facts{fmt::format("{}: {}", name_of(verb), fs::path(c.out).lexically_normal().string()),
+                    {{"of", fmt::format("{} steps", plan.iterations)},
+                     {"parameters", fmt::format("{}", learner->parameters().count())},
+                     {"base model", fmt::format("{}, {}", c.model_dir, name_of(dtype))},
+                     {"device", name_of(device)}},
+                    {},
+                    c.yaml()};
+  for (const auto& [part, n] : parameters_by_part(learner->parameters())) facts.parameters.emplace_back(part, n);
+  const auto report = [&] {
+    metrics.update();
+    write_text_file(c.out + "/report.html", report_html(facts, metrics, learner->similarity()));
+  };
+
   Progress bar("steps", plan.iterations, c.quiet);
   Stopwatch watch;
   Json last;
@@ -94,6 +110,7 @@ int run(int argc, char** argv) {
                last = row;
                bar.update(i + 1);
              },
+         .saved = report,
          .check_interrupt = [] { stop_if_interrupted("interrupted; the run is saved, --resume goes on"); },
          .changed =
              [&](const Json& before) {
