@@ -59,25 +59,30 @@ class Traced final : public Backend {
   void set_bytes(void* p, int byte, size_t bytes) override { inner_.set_bytes(p, byte, bytes); }
   void synchronize() override { inner_.synchronize(); }
 
-#define OP(name, parameters, arguments)                                                        \
-  void name parameters override {                                                              \
-    const auto begin = std::chrono::steady_clock::now();                                       \
-    inner_.name arguments;                                                                     \
-    inner_.synchronize();                                                                      \
-    note(#name, begin);                                                                        \
-    if (check_nan_) [&](auto&&... each) { (check_nan_argument(#name, each), ...); } arguments; \
+#define OP(name, parameters, arguments)                                                           \
+  void name parameters override {                                                                 \
+    const auto begin = std::chrono::steady_clock::now();                                          \
+    inner_.name arguments;                                                                        \
+    inner_.synchronize();                                                                         \
+    Trace::Entry& e = entries[#name];                                                             \
+    ++e.calls;                                                                                    \
+    e.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count(); \
+    [&](auto&&... each) { (note(e, each), ...); } arguments;                                      \
+    if (check_nan_) [&](auto&&... each) { (check_nan_argument(#name, each), ...); } arguments;    \
   }
 #include "tensor/ops.inc"
 #undef OP
 
   std::map<std::string, Trace::Entry, std::less<>> entries;
+  std::vector<Matmul> products;
 
  private:
-  void note(const char* op, std::chrono::steady_clock::time_point begin) {
-    Trace::Entry& e = entries[op];
-    ++e.calls;
-    e.seconds += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
-  }
+  template <class A>
+  void note(Trace::Entry&, const A&) {}
+  void note(Trace::Entry& e, Tensor&) { ++e.outputs; }
+  void note(Trace::Entry& e, Tensor* t) { e.outputs += t != nullptr; }
+  void note(Trace::Entry&, const Matmul& spec) { products.push_back(spec); }
+
   Backend& inner_;
   bool check_nan_;
 };
@@ -105,6 +110,10 @@ const Trace::Entry& Trace::operator()(Device device, std::string_view op) const 
   const auto& entries = device == Device::CPU ? state_->cpu.entries : state_->cuda->entries;
   const auto it = entries.find(op);
   return it == entries.end() ? none : it->second;
+}
+
+const std::vector<Matmul>& Trace::products(Device device) const {
+  return device == Device::CPU ? state_->cpu.products : state_->cuda->products;
 }
 
 Backend& backend(Device device) {

@@ -48,13 +48,14 @@ inline constexpr const char* kOpNames[] = {
 class Trace {
  public:
   struct Entry {
-    int64_t calls = 0;
+    int64_t calls = 0, outputs = 0;  // outputs: tensors written; some ops write only what is wanted
     double seconds = 0;
   };
   struct State;
   explicit Trace(bool check_nan = false);
   ~Trace();
   const Entry& operator()(Device device, std::string_view op) const;
+  const std::vector<Matmul>& products(Device device) const;  // of every matmul, in order
 
  private:
   std::unique_ptr<State> state_;

@@ -140,3 +140,46 @@ TEST_CASE("recomputed blocks give the same bits") {
     CHECK(timeless(rows_of(kept + "/metrics.jsonl")) == timeless(rows_of(again + "/metrics.jsonl")));
   }
 }
+
+TEST_CASE("ten steps on the emulated device have the losses of the CPU") {
+  const World w({{"hidden_size", 64},
+                 {"num_attention_heads", 4},
+                 {"num_key_value_heads", 2},
+                 {"head_dim", 16},
+                 {"intermediate_size", 171},
+                 {"vocab_size", 512}},
+                42);
+  struct Case {
+    std::string verb, setting;
+    DType dtype = DType::F32;
+  };
+  for (const Case& of : {Case{"sft", "--variant=S"}, Case{"sft", "--variant=S", DType::BF16},
+                         Case{"reconstruct", "--factorized=true"}, Case{"reconstruct", "--factorized=false"}}) {
+    CAPTURE(of.verb, of.setting, name_of(of.dtype));
+    Values cpu;
+    for (const Device device : devices()) {
+      const std::string out = w.scratch / "device_run";
+      fs::remove_all(out);
+      std::vector<std::string> arguments = w.arguments(of.verb, out, {"--steps=10", of.setting});
+      std::replace(arguments.begin(), arguments.end(), std::string("--n_tasks_per_batch=3"),
+                   std::string("--n_tasks_per_batch=4"));
+      std::vector<Setting> settings = parse_settings({arguments.begin() + 1, arguments.end()});
+      std::erase_if(settings, [](const Setting& s) { return s.key == "config"; });
+      const TrainConfig c = TrainConfig::load(parse_verb(of.verb), w.scratch / "c.yaml", settings);
+      const std::unique_ptr<Learner> learner = make_learner(c, of.dtype, device);
+      train(learner->parameters(), plan_of(c, *learner), {.forward = [&](int64_t i) { return learner->forward(i); }},
+            out, {}, false);
+      const std::vector<Json> rows = rows_of(out + "/metrics.jsonl");
+      REQUIRE(rows.size() == 10);
+      Values losses;
+      for (const Json& row : rows) {
+        losses.push_back(row["loss"].get<float>());
+        if (of.verb == "sft") CHECK((row["tokens"] > 50 && row["tokens"] <= 4 * 48));
+      }
+      CHECK(losses.back() < losses.front());
+      if (cpu.empty()) cpu = losses;
+      for (size_t i = 0; i < losses.size(); ++i)
+        CHECK(losses[i] == Approx(cpu[i]).epsilon(of.dtype == DType::F32 ? 1e-5 : 1e-2));
+    }
+  }
+}
