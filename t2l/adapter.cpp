@@ -14,6 +14,32 @@ namespace t2l {
 
 double AdapterSpec::scaling() const { return alpha / (rslora ? std::sqrt(double(rank)) : double(rank)); }
 
+Json adapter_config(const AdapterSpec& spec) {
+  Json config{{"alpha_pattern", Json::object()},
+              {"auto_mapping", nullptr},
+              {"base_model_name_or_path", spec.base_model},
+              {"bias", "none"},
+              {"fan_in_fan_out", false},
+              {"inference_mode", true},
+              {"init_lora_weights", true},
+              {"layers_pattern", nullptr},
+              {"layers_to_transform", nullptr},
+              {"lora_alpha", spec.alpha},
+              {"lora_dropout", spec.dropout},
+              {"modules_to_save", nullptr},
+              {"peft_type", "LORA"},
+              {"r", spec.rank},
+              {"rank_pattern", Json::object()},
+              {"revision", nullptr},
+              {"target_modules", spec.modules},
+              {"task_type", "CAUSAL_LM"},
+              {"use_dora", false},
+              {"use_rslora", spec.rslora}};
+  if (spec.alpha == std::floor(spec.alpha) && std::abs(spec.alpha) < 1e15)
+    config["lora_alpha"] = int64_t(spec.alpha);  // as PEFT writes it
+  return config;
+}
+
 namespace {
 
 // What the stored type would turn into infinity, or was none before, teaches a model nothing.
@@ -47,32 +73,10 @@ void write_adapter(const std::string& directory, const AdapterSpec& spec, const 
   }
   write_safetensors(directory + "/adapter_model.safetensors", tensors, format.dtype);
 
-  // Only keys that every PEFT since 0.6 knows: an unknown one makes old versions fail.
-  const bool rslora =
-      format.scale == AdapterFormat::Scale::AsIs ? spec.rslora : format.scale == AdapterFormat::Scale::RsLora;
-  const double alpha = baked ? double(spec.rank) : spec.alpha;
-  Json config{{"alpha_pattern", Json::object()},
-              {"auto_mapping", nullptr},
-              {"base_model_name_or_path", spec.base_model},
-              {"bias", "none"},
-              {"fan_in_fan_out", false},
-              {"inference_mode", true},
-              {"init_lora_weights", true},
-              {"layers_pattern", nullptr},
-              {"layers_to_transform", nullptr},
-              {"lora_alpha", alpha},
-              {"lora_dropout", spec.dropout},
-              {"modules_to_save", nullptr},
-              {"peft_type", "LORA"},
-              {"r", spec.rank},
-              {"rank_pattern", Json::object()},
-              {"revision", nullptr},
-              {"target_modules", spec.modules},
-              {"task_type", "CAUSAL_LM"},
-              {"use_dora", false},
-              {"use_rslora", rslora}};
-  if (alpha == std::floor(alpha) && std::abs(alpha) < 1e15) config["lora_alpha"] = int64_t(alpha);  // as PEFT writes it
-  write_text_file(directory + "/adapter_config.json", config.dump(2) + "\n");
+  AdapterSpec declared = spec;
+  if (format.scale != AdapterFormat::Scale::AsIs) declared.rslora = format.scale == AdapterFormat::Scale::RsLora;
+  if (baked) declared.alpha = double(spec.rank);
+  write_text_file(directory + "/adapter_config.json", adapter_config(declared).dump(2) + "\n");
 }
 
 namespace {

@@ -36,6 +36,10 @@ struct AdapterFormat {
   Stored dtype = Stored::F32;
 };
 
+// What adapter_config.json says of it: only keys that every PEFT since 0.6 knows, as an unknown one makes old ones
+// fail.
+Json adapter_config(const AdapterSpec& spec);
+
 // Writes the two files into `directory`, which exists. Error for a module that has no PEFT name.
 void write_adapter(const std::string& directory, const AdapterSpec& spec, const std::vector<LoraWeights>& weights,
                    const AdapterFormat& format);

@@ -3,6 +3,7 @@
 
 #include "t2l/apply_adapter.h"
 #include "t2l/checkpoint.h"
+#include "t2l/export_official.h"
 #include "t2l/generate.h"
 #include "t2l/learner_parts.h"
 #include "t2l/reconstruct.h"
@@ -145,6 +146,20 @@ class HypernetLearner : public Learner {
   Parameters& parameters() override { return trained_.net.parameters(); }
   const Sampler& sampler() const override { return sampler_; }
   void save(const std::string& directory) const override { save_hypernet(trained_, directory); }
+  std::vector<std::string> save_official(const std::string& directory) const override {
+    return export_official(trained_, config_, names_of(set_.tasks), directory);
+  }
+  TaskSimilarity similarity() const override {
+    constexpr int64_t kMost = 64;  // as many as a picture can show
+    Batch batch;
+    std::vector<std::string> names;
+    for (const int64_t i : evenly_spaced(int64_t(set_.tasks.size()), kMost)) {
+      batch.push_back({int32_t(i), 0, 0});
+      names.push_back(set_.tasks[size_t(i)].name);
+    }
+    if (names.size() < 2) return {};
+    return adapter_similarity(trained_.net, table_->gather(batch).to(device_), names);
+  }
 
  protected:
   HypernetLearner(const TrainConfig& c, TaskSet set, Device device)

@@ -10,7 +10,6 @@ void check_built(const TrainConfig& c) {
   const std::pair<bool, const char*> missing[] = {
       {c.min_lr_frac != 0, "min_lr_frac"},
       {c.gist_mask, "gist_mask"},
-      {!c.export_official.empty(), "export_official"},
       {c.dry_run, "dry_run"},
   };
   for (const auto& [set, key] : missing)
@@ -18,6 +17,11 @@ void check_built(const TrainConfig& c) {
 }
 
 }  // namespace
+
+std::vector<std::string> Learner::save_official(const std::string&) const {
+  T2L_CHECK(false, "the config refuses export_official for what is no hypernetwork");
+  return {};
+}
 
 std::unique_ptr<Learner> make_learner(const TrainConfig& c, DType dtype, Device device,
                                       const TaskSet::Progress& progress) {

@@ -3,6 +3,7 @@
 #pragma once
 #include "t2l/dataset.h"
 #include "t2l/sampler.h"
+#include "t2l/similarity.h"
 #include "t2l/trainer.h"
 
 namespace t2l {
@@ -21,6 +22,10 @@ class Learner {
   virtual int64_t group() const { return 0; }
   // Writes what was learnt into a directory, as t2l-gen, t2l-run or PEFT read it.
   virtual void save(const std::string& directory) const = 0;
+  // The same for the official Python; returns what that will do otherwise, a line each. Of hypernetworks only.
+  virtual std::vector<std::string> save_official(const std::string& directory) const;
+  // How alike the tasks' adapters are by now; empty where there is but one.
+  virtual TaskSimilarity similarity() const { return {}; }
 };
 
 // Of the config's verb. Reads all data; Error in one line for whatever is wrong.

@@ -321,7 +321,10 @@ std::string written(const TrainConfig& config, const Option& o) {
         } else {
           const auto& x = config.*member;
           static const TrainConfig unset;
-          if (o.nullable && x == unset.*member) return "null";
+          bool is_set = x != unset.*member;
+          if constexpr (std::is_same_v<decltype(member), List>)
+            is_set |= !x.empty();  // a default that others shall see
+          if (o.nullable && !is_set) return "null";
           if constexpr (std::is_same_v<decltype(member), Float>) {
             std::string s = fmt::format("{}", x);
             if (s.find_first_of(".") == std::string::npos) s.insert(std::min(s.find('e'), s.size()), ".0");
@@ -459,6 +462,9 @@ void TrainConfig::finish(const std::string& where) {
                                                     {"use_default_desc", use_default_desc}};
     for (const auto& [key, on] : sources)
       if (on) wrong(key, fmt::format("needs a hypernetwork, which {} does not train; remove it", name_of(verb)));
+    if (!export_official.empty())
+      wrong("export_official", fmt::format("is for hypernetworks; {} writes {}, which the official code reads as it is",
+                                           name_of(verb), verb == Verb::Pretrain ? "a model" : "a PEFT adapter"));
     use_per_task_emb = false;
   } else {
     const int kinds = int(use_per_task_emb) + int(use_inp_as_desc) + int(use_per_sample_desc) + int(use_default_desc);
@@ -498,6 +504,8 @@ void TrainConfig::finish(const std::string& where) {
     for (const auto& [key, on] : of_pretraining)
       if (on) wrong(key, fmt::format("is for pretrain; {} has no use for it, remove it", name_of(verb)));
   }
+  if (export_official.find("checkpoint") != std::string::npos)
+    wrong("export_official", "has 'checkpoint' in it, where the official loader cuts the path; name it otherwise");
   if (target_modules.empty()) wrong("target_modules", "is empty; name the layers to adapt, like q_proj");
   for (const auto* list : {&target_modules, &train_ds_names}) {
     const std::set<std::string> unique(list->begin(), list->end());

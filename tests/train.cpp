@@ -6,10 +6,7 @@
 
 #include "t2l/apply_adapter.h"
 #include "t2l/checkpoint.h"
-#include "t2l/learners.h"
-#include "tensor/json.h"
-#include "tests/golden_files.h"
-#include "tests/support.h"
+#include "tests/train_world.h"
 
 using namespace t2l;
 using namespace test;
@@ -17,94 +14,11 @@ namespace fs = std::filesystem;
 
 namespace {
 
-std::vector<Json> rows_of(const std::string& file) { return json_lines(read_text_file(file), file); }
 // Without what a clock says.
 std::vector<Json> timeless(std::vector<Json> rows) {
   for (Json& row : rows) row.erase("seconds");
   return rows;
 }
-
-// A base model with a byte-level tokenizer of letters, four tasks of a few rows, and an adapter for each. `model` is
-// what its config has otherwise; the longest input takes `longest` tokens.
-struct World {
-  Scratch scratch;
-  std::string base = scratch / "base";
-
-  explicit World(const Json& model = Json::object(), int longest = 18) {
-    scratch.write("base/tokenizer.json", letters_tokenizer({{0, "<pad>"}, {1, "<s>"}, {2, "</s>"}}, nullptr).dump());
-    scratch.write("base/tokenizer_config.json",
-                  Json{{"bos_token", "<s>"},
-                       {"eos_token", "</s>"},
-                       {"chat_template",
-                        "{% for m in messages %}{% if m.role == 'assistant' %} {{ m.content }}{{ eos_token }}"
-                        "{% elif m.role == 'user' %}{{ bos_token }}{{ m.content }}{% endif %}{% endfor %}"}}
-                      .dump());
-    Json config = read_json("tests/golden/decoders/mistral/config.json");
-    config["vocab_size"] = 60;
-    config.merge_patch(model);
-    scratch.write("base/config.json", config.dump());
-    Decoder d(DecoderConfig::load(base), DecoderOptions{});
-    d.initialise(1);
-    NamedTensors tensors;
-    for (const Decoder::Parameter& p : d.parameters()) {
-      Tensor v = p.value->value;
-      if (p.shape.rank() > 1) backend(v).scale(v, v, 12, false);  // so that adapters can move its answers
-      tensors.emplace_back(p.name, v);
-    }
-    write_safetensors(base + "/model.safetensors", tensors);
-
-    NamedTensors embeddings;
-    for (int t = 0; t < 4; ++t) {
-      const std::string name = fmt::format("task{}", t);
-      scratch.write("tasks/" + name + "/metadata.yaml",
-                    "descriptions:\n- Do it\n- Do that\nuser_prompt_template: '{input}'\nresponse_field: output\n"
-                    "system_message: ''\nassistant_prefill: ''\nds_kwargs:\n  path: json\n  split: train\n");
-      std::string rows;
-      for (int i = 0; i < 6; ++i)
-        rows += Json{{"input", std::string(size_t(3 + (longest - 3) * ((i + t) % 4) / 3), char('a' + i))},
-                     {"output", std::string(size_t(1 + i % 3), char('A' + t))}}
-                    .dump() +
-                "\n";
-      scratch.write("tasks/" + name + "/train.jsonl", rows);
-      Tensor e = Tensor::empty({2, 6});
-      backend(e).random_normal(e, 0, 1, {7, uint64_t(t)});
-      embeddings.emplace_back(name, e);
-
-      std::vector<LoraWeights> weights;
-      for (int64_t layer = 0; layer < d.config().layers; ++layer)
-        for (const char* module : {"q_proj", "v_proj"}) {
-          const BaseModel::Linear l = *d.config().linear(module);
-          Tensor a = Tensor::empty({4, l.in}), b = Tensor::empty({l.out, 4});
-          backend(a).random_normal(a, 0, 0.1f, {8, uint64_t(t * 100 + layer)});
-          backend(b).random_normal(b, 0, 0.1f, {9, uint64_t(t * 100 + layer)});
-          weights.push_back({module, layer, a, b});
-        }
-      fs::create_directories(scratch / ("oracle/" + name));
-      write_adapter(scratch / ("oracle/" + name), {"base", 4, 8, true, 0, {"q_proj", "v_proj"}}, weights, {});
-    }
-    write_safetensors(scratch / "embeddings.safetensors", embeddings);
-    scratch.write("c.yaml",
-                  fmt::format("model_dir: {0}/base\nemb_model: {0}/embeddings.safetensors\noracle_dir: {0}/oracle\n"
-                              "hypernet_latent_size: 16\nhead_in_size: 8\nlora_r: 4\nlora_alpha: 8\nseed: 3\nlr: 0.01\n"
-                              "inp_max_len: 64\nneftune_noise_alpha: 5\nbase_dtype: f32\n",
-                              scratch.path.string()));
-  }
-
-  std::vector<std::string> arguments(const std::string& verb, const std::string& out,
-                                     const std::vector<std::string>& more = {}) const {
-    std::vector<std::string> a{verb,    "--config", scratch / "c.yaml", "--data", scratch / "tasks",
-                               "--out", out,        "--quiet"};
-    if (verb == "sft" || verb == "multitask")
-      a.insert(a.end(), {"--use_hierarchical_sampler=true", "--n_tasks_per_batch=3"});
-    if (verb == "reconstruct") a.push_back("--n_tasks_per_batch=3");
-    if (verb == "lora") a.insert(a.end(), {"--train_ds_names=task1", "--batch_size=4"});
-    a.insert(a.end(), more.begin(), more.end());
-    return a;
-  }
-  Run train(const std::string& verb, const std::string& out, const std::vector<std::string>& more = {}) const {
-    return run_program(scratch, "t2l-train", arguments(verb, out, more));
-  }
-};
 
 }  // namespace
 
@@ -423,46 +337,48 @@ TEST_CASE("an adapter may be added to all that is generated, and be learnt with 
     CHECK_FALSE(t.net.config().head_bias);
     const std::vector<float> a = t.net.parameters().value("AB_offset.A.q_proj").slice(0, 1).to_vector<float>();
     CHECK((a == load_adapter(offset).weights[0].a.to_vector<float>()) == !learnt);
+  }
+}
 
-    TEST_CASE("ten steps on the emulated device have the losses of the CPU") {
-      const World w({{"hidden_size", 64},
-                     {"num_attention_heads", 4},
-                     {"num_key_value_heads", 2},
-                     {"head_dim", 16},
-                     {"intermediate_size", 171},
-                     {"vocab_size", 512}},
-                    42);
-      struct Case {
-        std::string verb, setting;
-        DType dtype = DType::F32;
-      };
-      for (const Case& of : {Case{"sft", "--variant=S"}, Case{"sft", "--variant=S", DType::BF16},
-                             Case{"reconstruct", "--factorized=true"}, Case{"reconstruct", "--factorized=false"}}) {
-        CAPTURE(of.verb, of.setting, name_of(of.dtype));
-        Values cpu;
-        for (const Device device : devices()) {
-          const std::string out = w.scratch / "device_run";
-          fs::remove_all(out);
-          std::vector<std::string> arguments = w.arguments(of.verb, out, {"--steps=10", of.setting});
-          std::replace(arguments.begin(), arguments.end(), std::string("--n_tasks_per_batch=3"),
-                       std::string("--n_tasks_per_batch=4"));
-          std::vector<Setting> settings = parse_settings({arguments.begin() + 1, arguments.end()});
-          std::erase_if(settings, [](const Setting& s) { return s.key == "config"; });
-          const TrainConfig c = TrainConfig::load(parse_verb(of.verb), w.scratch / "c.yaml", settings);
-          const std::unique_ptr<Learner> learner = make_learner(c, of.dtype, device);
-          train(learner->parameters(), plan_of(c, *learner),
-                {.forward = [&](int64_t i) { return learner->forward(i); }}, out, {}, false);
-          const std::vector<Json> rows = rows_of(out + "/metrics.jsonl");
-          REQUIRE(rows.size() == 10);
-          Values losses;
-          for (const Json& row : rows) {
-            losses.push_back(row["loss"].get<float>());
-            if (of.verb == "sft") CHECK((row["tokens"] > 50 && row["tokens"] <= 4 * 48));
-          }
-          CHECK(losses.back() < losses.front());
-          if (cpu.empty()) cpu = losses;
-          for (size_t i = 0; i < losses.size(); ++i)
-            CHECK(losses[i] == Approx(cpu[i]).epsilon(of.dtype == DType::F32 ? 1e-5 : 1e-2));
-        }
+TEST_CASE("ten steps on the emulated device have the losses of the CPU") {
+  const World w({{"hidden_size", 64},
+                 {"num_attention_heads", 4},
+                 {"num_key_value_heads", 2},
+                 {"head_dim", 16},
+                 {"intermediate_size", 171},
+                 {"vocab_size", 512}},
+                42);
+  struct Case {
+    std::string verb, setting;
+    DType dtype = DType::F32;
+  };
+  for (const Case& of : {Case{"sft", "--variant=S"}, Case{"sft", "--variant=S", DType::BF16},
+                         Case{"reconstruct", "--factorized=true"}, Case{"reconstruct", "--factorized=false"}}) {
+    CAPTURE(of.verb, of.setting, name_of(of.dtype));
+    Values cpu;
+    for (const Device device : devices()) {
+      const std::string out = w.scratch / "device_run";
+      fs::remove_all(out);
+      std::vector<std::string> arguments = w.arguments(of.verb, out, {"--steps=10", of.setting});
+      std::replace(arguments.begin(), arguments.end(), std::string("--n_tasks_per_batch=3"),
+                   std::string("--n_tasks_per_batch=4"));
+      std::vector<Setting> settings = parse_settings({arguments.begin() + 1, arguments.end()});
+      std::erase_if(settings, [](const Setting& s) { return s.key == "config"; });
+      const TrainConfig c = TrainConfig::load(parse_verb(of.verb), w.scratch / "c.yaml", settings);
+      const std::unique_ptr<Learner> learner = make_learner(c, of.dtype, device);
+      train(learner->parameters(), plan_of(c, *learner), {.forward = [&](int64_t i) { return learner->forward(i); }},
+            out, {}, false);
+      const std::vector<Json> rows = rows_of(out + "/metrics.jsonl");
+      REQUIRE(rows.size() == 10);
+      Values losses;
+      for (const Json& row : rows) {
+        losses.push_back(row["loss"].get<float>());
+        if (of.verb == "sft") CHECK((row["tokens"] > 50 && row["tokens"] <= 4 * 48));
       }
+      CHECK(losses.back() < losses.front());
+      if (cpu.empty()) cpu = losses;
+      for (size_t i = 0; i < losses.size(); ++i)
+        CHECK(losses[i] == Approx(cpu[i]).epsilon(of.dtype == DType::F32 ? 1e-5 : 1e-2));
     }
+  }
+}

@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 
+#include "t2l/estimate.h"
 #include "t2l/generate.h"
 #include "t2l/task_embedding.h"
 #include "tools/cli.h"
@@ -106,14 +107,8 @@ void read_embedding(Tasks& tasks, const std::string& file, const TrainedHypernet
 int info(const TrainedHypernet& t, bool json) {
   const HypernetConfig& c = t.net.config();
   const Parameters& p = t.net.parameters();
-  const int64_t total = p.count(), heads = p.count("heads.");
-  std::vector<std::pair<std::string, int64_t>> parts{
-      {"task_encoder", p.count("task_encoder.")},
-      {"embeddings", p.count("layer_depth_encoder.") + p.count("layer_type_encoder.") + p.count("pos_emb.") +
-                         p.count("out_emb.") + p.count("out_emb_norm.")},
-      {"trunk", p.count("mixer.") + p.count("mlp")},
-      {"heads", heads}};
-  if (c.learnable_offset) parts.emplace_back("offset", p.count("AB_offset."));
+  const int64_t total = p.count();
+  const auto parts = parameters_by_part(p);
   int64_t adapter = 0;
   for (auto& m : c.modules) adapter += c.layers * c.rank * (m.in + m.out);
   const char* objective = c.objective == HypernetConfig::Objective::SFT ? "sft"

@@ -4,7 +4,9 @@
 #include <algorithm>
 #include <filesystem>
 
+#include "t2l/estimate.h"
 #include "t2l/learners.h"
+#include "t2l/report.h"
 #include "tools/cli.h"
 
 using namespace t2l;
@@ -12,7 +14,7 @@ using namespace t2l;
 namespace {
 
 // Options that are read, since official configs have them, but do nothing yet: --help does not list them.
-constexpr const char* kNotBuilt[] = {"dry_run",    "export_official",  "min_lr_frac", "gist_mask",
+constexpr const char* kNotBuilt[] = {"dry_run",    "min_lr_frac",      "gist_mask",
                                      "curriculum", "p_no_description", "p_shots"};
 
 std::string help_of(Verb verb) {
@@ -75,8 +77,25 @@ int run(int argc, char** argv) {
   if (fs::exists(c.out) && !fs::is_directory(c.out)) fail("{}: is a file; --out is a directory", c.out);
   if (fs::exists(c.out) && !fs::is_empty(c.out) && !c.resume && !c.force)
     fail("{}: is not empty; give another --out, --resume to go on, or --force to begin anew in it", c.out);
+  if (!c.export_official.empty() && fs::exists(c.export_official) && !c.resume && !c.force &&
+      (!fs::is_directory(c.export_official) || !fs::is_empty(c.export_official)))
+    fail("--export-official {}: is there already; give another, or --force to write into it", c.export_official);
   if (!c.resume) fs::remove_all(c.out + "/checkpoints");
   fs::create_directories(c.out);
+
+  RunMetrics metrics(c.out + "/metrics.jsonl");
+  ReportFacts facts{fmt::format("{}: {}", name_of(verb), fs::path(c.out).lexically_normal().string()),
+                    {{"of", fmt::format("{} steps", plan.iterations)},
+                     {"parameters", fmt::format("{}", learner->parameters().count())},
+                     {"base model", fmt::format("{}, {}", c.model_dir, name_of(dtype))},
+                     {"device", name_of(device)}},
+                    {},
+                    c.yaml()};
+  for (const auto& [part, n] : parameters_by_part(learner->parameters())) facts.parameters.emplace_back(part, n);
+  const auto report = [&] {
+    metrics.update();
+    write_text_file(c.out + "/report.html", report_html(facts, metrics, learner->similarity()));
+  };
 
   Progress bar("steps", plan.iterations, c.quiet);
   Stopwatch watch;
@@ -103,6 +122,7 @@ int run(int argc, char** argv) {
                      stop_if_interrupted("interrupted; the run is saved, --resume goes on");
                    });
                  },
+             .saved = report,
              .check_interrupt = [] { stop_if_interrupted("interrupted; the run is saved, --resume goes on"); },
              .changed =
                  [&](const Json& before) {
@@ -114,6 +134,11 @@ int run(int argc, char** argv) {
   OutputDirectory final_files(c.out, true);
   learner->save(final_files.path());
   final_files.commit();
+  if (!c.export_official.empty()) {
+    OutputDirectory official(c.export_official, true);
+    for (const std::string& line : learner->save_official(official.path())) log_line("warning: " + line);
+    official.commit();
+  }
   if (c.json)
     fmt::print("{}\n", Json{{"out", c.out},
                             {"verb", name_of(verb)},
