@@ -165,7 +165,8 @@ TrainResult train(Parameters& parameters, const TrainPlan& plan, const TrainHook
     }
   };
   const auto validate = [&](bool last) {
-    if (plan.validate_every <= 0 || at.validated == at.updates || (!last && at.updates % plan.validate_every != 0))
+    if (!hooks.validate || plan.validate_every <= 0 || at.validated == at.updates ||
+        (!last && at.updates % plan.validate_every != 0))
       return;
     std::vector<Json> rows;
     or_save([&] { rows = hooks.validate(); });
