@@ -52,6 +52,19 @@ Json metrics_of(const SftLoss& loss) {
           {"response_tokens", loss.response_tokens}};
 }
 
+// What a batch costs in the base model, its adapters being of these modules and this rank.
+void add_base(StepCost& cost, const Decoder& base, const SftBatch& batch, const std::vector<std::string>& modules,
+              int64_t rank, double dropout) {
+  BaseStep step{base.config(), base.options().dtype, base.options().recompute, {}, 0, {}, rank, float(dropout)};
+  for (const std::string& m : modules) step.adapted.push_back(parse_projection(m));
+  for (size_t s = 0; s < batch.ids.size(); ++s) {
+    step.lengths.push_back(int64_t(batch.ids[s].size()));
+    step.response_tokens +=
+        std::count_if(batch.labels[s].begin() + 1, batch.labels[s].end(), [](int32_t l) { return l >= 0; });
+  }
+  add_base_step(cost, step);
+}
+
 // What learns through a base model needs it, and the tasks' samples in its tokens.
 Decoder load_base(const TrainConfig& c, DType dtype, Device device) {
   return Decoder::load(find_model(c.model_dir, "give its directory as model_dir"), {dtype, device, {}, c.recompute});
@@ -84,14 +97,16 @@ EmbeddingTable make_table(const TrainConfig& c, const TaskSet& set, Device devic
   const EncoderSpec spec = encoder_spec(c);
   const EncoderOptions options{DType::F32, device, {}};
   const std::string dir = find_model(spec.model.empty() ? c.model_dir : spec.model, "give its directory as emb_model");
-  std::optional<TaskEmbedder> embedder;
+  std::optional<TaskEmbedder> embedder;  // in a dry run it gives its width alone
   std::vector<std::vector<std::string>> texts;
   for (const Task& t : set.tasks) texts.push_back(t.descriptions);
-  return EmbeddingTable::encode(texts, {encoder_identity(dir, spec, options), cache_directory(c.cache_dir),
-                                        [&](const std::vector<std::string>& some) {
-                                          if (!embedder) embedder.emplace(TaskEmbedder::load(dir, options, spec));
-                                          return embedder->embed_raw(some).to(Device::CPU);
-                                        }});
+  return EmbeddingTable::encode(texts,
+                                {encoder_identity(dir, spec, options), c.dry_run ? "" : cache_directory(c.cache_dir),
+                                 [&](const std::vector<std::string>& some) {
+                                   if (!embedder) embedder.emplace(TaskEmbedder::load(dir, options, spec));
+                                   if (c.dry_run) return Tensor::full({int64_t(some.size()), embedder->dim()}, 1);
+                                   return embedder->embed_raw(some).to(Device::CPU);
+                                 }});
 }
 
 TrainedHypernet make_hypernet(const TrainConfig& c, const TaskSet& set, int64_t dim) {
@@ -160,6 +175,7 @@ class HypernetLearner : public Learner {
     if (names.size() < 2) return {};
     return adapter_similarity(trained_.net, embeddings(batch), names);
   }
+  const TaskSet& data() const override { return set_; }
 
  protected:
   HypernetLearner(const TrainConfig& c, TaskSet set, Device device)
@@ -199,6 +215,16 @@ class SftLearner final : public HypernetLearner {
     return {loss.total, metrics_of(loss)};
   }
 
+  StepCost cost(int64_t i) const override {
+    const Batch batch = sampler_.batch(i);
+    StepCost cost;
+    add_hypernet(cost, trained_.net, int64_t(batch.size()), base_.options().dtype);
+    add_base(cost, base_, sft_batch(set_, batch), trained_.adapter.modules, trained_.adapter.rank,
+             config_.lora_dropout);
+    add_slabs(cost, trained_.net.parameters());
+    return cost;
+  }
+
  private:
   Decoder base_;
 };
@@ -220,6 +246,15 @@ class ReconstructLearner final : public HypernetLearner {
     const Hypernet::Training random = training(i);
     const ReconLoss loss = reconstruct_loss(trained_.net, embeddings(batch), tasks, targets_, &random);
     return {loss.loss, {{"unnorm_err", loss.error.to_vector<float>()[0]}, {"tokens", 0}}};
+  }
+
+  StepCost cost(int64_t i) const override {
+    StepCost cost;
+    const auto n = int64_t(sampler_.batch(i).size());
+    add_hypernet(cost, trained_.net, n, DType::F32);
+    add_reconstruction(cost, trained_.net.config(), n, int64_t(set_.tasks.size()));
+    add_slabs(cost, trained_.net.parameters());
+    return cost;
   }
 
  private:
@@ -284,6 +319,14 @@ class LoraLearner final : public Learner {
     return {loss.total, metrics_of(loss)};
   }
 
+  StepCost cost(int64_t i) const override {
+    StepCost cost;
+    add_base(cost, base_, sft_batch(set_, sampler_.batch(i)), spec_.modules, spec_.rank, config_.lora_dropout);
+    add_slabs(cost, parameters_);
+    return cost;
+  }
+  const TaskSet& data() const override { return set_; }
+
   void save(const std::string& directory) const override {
     std::vector<LoraWeights> weights;
     for (int64_t layer = 0; layer < base_.config().layers; ++layer)
@@ -316,7 +359,6 @@ void check_built(const TrainConfig& c) {
       {uses_hypernet(c.verb) && !c.use_per_task_emb && !c.use_one_hot_task_emb, "use_per_task_emb: false"},
       {c.min_lr_frac != 0, "min_lr_frac"},
       {c.gist_mask, "gist_mask"},
-      {c.dry_run, "dry_run"},
   };
   for (const auto& [set, key] : missing)
     if (set) throw UsageError(fmt::format("{}: is not built yet; leave it out", key));

@@ -4,6 +4,7 @@
 #include "t2l/checkpoint.h"
 #include "t2l/dataset.h"
 #include "t2l/embedding_table.h"
+#include "t2l/estimate.h"
 #include "t2l/reconstruct.h"
 #include "t2l/sft.h"
 #include "t2l/similarity.h"
@@ -24,6 +25,9 @@ class Learner {
   virtual std::vector<std::string> save_official(const std::string& directory) const;
   // How alike the tasks' adapters are by now; empty where there is but one.
   virtual TaskSimilarity similarity() const { return {}; }
+  // What a micro-batch costs; and the data.
+  virtual StepCost cost(int64_t i) const = 0;
+  virtual const TaskSet& data() const = 0;
 };
 
 // Of the config's verb: sft, reconstruct, lora or multitask. Reads all data; Error in one line for whatever is wrong.
