@@ -70,6 +70,8 @@ int run(int argc, char** argv) {
   if (!c.eval_ds_info.empty() && !c.skip_eval)
     log_line("warning: validation is not built yet; the run trains without it, and without early stopping");
 
+  if (!std::filesystem::is_directory(c.data)) fail("--data {}: is no directory; give the folder of tasks", c.data);
+
   // Everything that can be wrong shows before the directory is made.
   Progress reading("rows read", 1, c.quiet);
   const std::unique_ptr<Learner> learner = make_learner(c, dtype, device, [&](int64_t done, int64_t all) {
@@ -78,7 +80,8 @@ int run(int argc, char** argv) {
   });
   const TrainPlan plan = plan_of(c, *learner);
   if (plan.iterations < plan.accumulate)
-    fail("nothing to train: {} batches for {} an update", plan.iterations, plan.accumulate);
+    fail("nothing to train: {} batches for {} an update; lower grad_accum_steps, or train for more epochs",
+         plan.iterations, plan.accumulate);
   if (c.dry_run) {
     print_dry_run(c, *learner, learner->parameters(), plan, dtype, device);
     return 0;
