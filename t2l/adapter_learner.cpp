@@ -14,20 +14,23 @@ class AdapterLearner : public Learner {
   const Sampler& sampler() const override { return sampler_; }
 
   MicroBatch forward(int64_t i) override {
-    Batch batch = sampler_.batch(i);
-    std::stable_sort(batch.begin(), batch.end(), [&](auto& a, auto& b) { return adapter_of(a) < adapter_of(b); });
-    AdapterBatch adapters = this->adapters();
-    std::vector<const Example*> examples;
+    const Batch batch = this->batch(i);
     std::vector<int32_t> which;
-    for (const Sample& s : batch) {
-      examples.push_back(&set_.tasks[size_t(s.task)].train[size_t(s.row)]);
-      if (count_ > 1) which.push_back(adapter_of(s));
-    }
+    for (const Sample& s : batch)
+      if (count_ > 1) which.push_back(s.task);
     const RandomKey key = step_key(uint64_t(config_.seed), i);
     const SftLoss loss =
-        sft_loss(base_, sft_batch(examples), std::move(adapters), nullptr, sft_options(config_), &key, which);
+        sft_loss(base_, training_batch(set_, batch), adapters(), nullptr, sft_options(config_), &key, which);
     return {loss.total, metrics_of(loss), count_};
   }
+
+  StepCost cost(int64_t i) const override {
+    StepCost cost;
+    add_base(cost, base_, training_batch(set_, batch(i)), spec_.modules, spec_.rank, config_.lora_dropout);
+    add_slabs(cost, parameters_);
+    return cost;
+  }
+  const TaskSet& data() const override { return set_; }
 
   std::vector<Json> validate(const TaskSet::Progress& progress) override {
     const NoGrad judged;
@@ -69,7 +72,12 @@ class AdapterLearner : public Learner {
   Parameters parameters_;
 
  private:
-  int32_t adapter_of(const Sample& s) const { return count_ == 1 ? 0 : s.task; }
+  // Samples of one adapter stand together.
+  Batch batch(int64_t i) const {
+    Batch batch = sampler_.batch(i);
+    if (count_ > 1) std::stable_sort(batch.begin(), batch.end(), [](auto& a, auto& b) { return a.task < b.task; });
+    return batch;
+  }
 
   AdapterBatch adapters() const {
     AdapterBatch batch;

@@ -308,7 +308,7 @@ TrainedHypernet load_ours(const std::string& directory, const LoadOptions& optio
 TrainedHypernet load_hypernet(const std::string& directory, const LoadOptions& options) {
   if (exists(directory + "/hypernet.json")) return load_ours(directory, options);
   if (exists(directory + "/hypermod.pt")) return load_official(directory, options);
-  if (!exists(directory)) fail("{}: there is no such directory", directory);
+  if (!exists(directory)) fail("{}: there is no such directory; give that of a trained hypernetwork", directory);
   fail("{}: has neither hypermod.pt nor hypernet.json; give the directory of a trained hypernetwork", directory);
 }
 

@@ -259,11 +259,13 @@ std::vector<ModuleAdapters> Hypernet::generate(const Var& task, const Training* 
   return adapters;
 }
 
-double Hypernet::flops(int64_t n) const {
+double Hypernet::flops(int64_t n, bool training) const {
   const HypernetConfig& c = config_;
   const double rows = double(n * c.layers), w = double(c.width());
   const double block = 2 * 2 * 4 * w * w, mlp3 = 2 * 4 * w * (w + double(c.head_in));
   double total = 2.0 * double(n * c.task_dim * c.task_width());
+  if (c.shared_head && c.learnable_positions)  // mlp2 of the positions alone
+    total += double(c.rank) * block * (training ? 2 * double(c.modules.size()) : 1);
   for (auto& m : c.modules) {
     const double halves = c.shared_head ? 2 : 1, ranks = c.autoregressive ? double(c.rank) : 1;
     total += rows * 2 * block;                                               // mixer, mlp1

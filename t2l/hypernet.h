@@ -70,7 +70,7 @@ class Hypernet {
   // The adapters' weights: predictions with offset, mean and deviation, or scaling.
   std::vector<ModuleAdapters> generate(const Var& task, const Training* training = nullptr) const;
   // Floating point operations of the products in generate(), for n descriptions.
-  double flops(int64_t n) const;
+  double flops(int64_t n, bool training = false) const;
 
  private:
   class Pass;

@@ -58,9 +58,11 @@ class Embeddings {
     const std::string dir =
         spec_.model.empty() ? base_folder(config_) : find_model(spec_.model, "give its directory as emb_model");
     if (identity_.empty()) identity_ = encoder_identity(dir, spec_, options_);
-    const CachedEncoder encoder{identity_, cache_directory(config_.cache_dir),
+    const CachedEncoder encoder{identity_, config_.dry_run ? "" : cache_directory(config_.cache_dir),
                                 [&](const std::vector<std::string>& some) {
                                   if (!embedder_) embedder_.emplace(TaskEmbedder::load(dir, options_, spec_));
+                                  // A dry run needs its width alone.
+                                  if (config_.dry_run) return Tensor::full({int64_t(some.size()), embedder_->dim()}, 1);
                                   return embedder_->embed_raw(some).to(Device::CPU);
                                 }};
     return std::make_shared<EmbeddingTable>(EmbeddingTable::encode(texts, encoder));
@@ -160,6 +162,7 @@ class HypernetLearner : public Learner {
     if (names.size() < 2) return {};
     return adapter_similarity(trained_.net, table_->gather(batch).to(device_), names);
   }
+  const TaskSet& data() const override { return set_; }
 
  protected:
   HypernetLearner(const TrainConfig& c, TaskSet set, Device device)
@@ -196,14 +199,22 @@ class SftLearner final : public HypernetLearner {
 
   MicroBatch forward(int64_t i) override {
     const Batch batch = sampler_.batch(i);
-    std::vector<const Example*> examples;
-    for (const Sample& s : batch) examples.push_back(&set_.tasks[size_t(s.task)].train[size_t(s.row)]);
     const RandomKey key = step_key(uint64_t(config_.seed), i);
     const Hypernet::Training random = training(i);
     const auto generated = trained_.net.generate(table_->gather(batch).to(device_), &random);
     const SftLoss loss =
-        sft_loss(base_, sft_batch(examples), adapters(generated), &generated, sft_options(config_), &key);
+        sft_loss(base_, training_batch(set_, batch), adapters(generated), &generated, sft_options(config_), &key);
     return {loss.total, metrics_of(loss)};
+  }
+
+  StepCost cost(int64_t i) const override {
+    const Batch batch = sampler_.batch(i);
+    StepCost cost;
+    add_hypernet(cost, trained_.net, int64_t(batch.size()), base_.options().dtype);
+    add_base(cost, base_, training_batch(set_, batch), trained_.adapter.modules, trained_.adapter.rank,
+             config_.lora_dropout);
+    add_slabs(cost, trained_.net.parameters());
+    return cost;
   }
 
   std::vector<Json> validate(const TaskSet::Progress& progress) override {
@@ -239,6 +250,15 @@ class ReconstructLearner final : public HypernetLearner {
     const Hypernet::Training random = training(i);
     const ReconLoss loss = loss_of(batch, table_->gather(batch), targets_, &random);
     return {loss.loss, {{"unnorm_err", loss.error.to_vector<float>()[0]}, {"tokens", 0}}};
+  }
+
+  StepCost cost(int64_t i) const override {
+    StepCost cost;
+    const auto n = int64_t(sampler_.batch(i).size());
+    add_hypernet(cost, trained_.net, n, DType::F32);
+    add_reconstruction(cost, trained_.net.config(), n, int64_t(set_.tasks.size()));
+    add_slabs(cost, trained_.net.parameters());
+    return cost;
   }
 
   std::vector<Json> validate(const TaskSet::Progress& progress) override {

@@ -1,5 +1,6 @@
 #include "t2l/learner_parts.h"
 
+#include <algorithm>
 #include <chrono>
 
 #include "transformer/model_lookup.h"
@@ -29,6 +30,12 @@ SftBatch sft_batch(const std::vector<const Example*>& examples) {
   return out;
 }
 
+SftBatch training_batch(const TaskSet& set, const Batch& batch) {
+  std::vector<const Example*> examples;
+  for (const Sample& s : batch) examples.push_back(&set.tasks[size_t(s.task)].train[size_t(s.row)]);
+  return sft_batch(examples);
+}
+
 Json metrics_of(const SftLoss& loss) {
   return {{"sft_loss", loss.sft.to_vector<float>()[0]},
           {"generated_w_l2_loss", loss.l2 ? loss.l2.to_vector<float>()[0] : 0.f},
@@ -45,6 +52,18 @@ TaskSet load_samples(const TrainConfig& c, const TaskSet::Progress& progress) {
   const SampleEncoder encoder = SampleEncoder::load(dir, c.model_dir, c.sft_mode == "completion", c.inp_max_len);
   // A prompt that is its own description is a conversation where the base model itself reads it.
   return TaskSet::load(c, &encoder, c.emb_model.empty() && encoder.is_chat(), false, progress);
+}
+
+void add_base(StepCost& cost, const Decoder& base, const SftBatch& batch, const std::vector<std::string>& modules,
+              int64_t rank, double dropout) {
+  BaseStep step{base.config(), base.options().dtype, base.options().recompute, {}, 0, {}, rank, float(dropout)};
+  for (const std::string& m : modules) step.adapted.push_back(parse_projection(m));
+  for (size_t s = 0; s < batch.ids.size(); ++s) {
+    step.lengths.push_back(int64_t(batch.ids[s].size()));
+    step.response_tokens +=
+        std::count_if(batch.labels[s].begin() + 1, batch.labels[s].end(), [](int32_t l) { return l >= 0; });
+  }
+  add_base_step(cost, step);
 }
 
 Sampler make_sampler(const TrainConfig& c, const TaskSet& set, const EmbeddingTable* table) {

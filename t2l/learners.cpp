@@ -10,7 +10,6 @@ void check_built(const TrainConfig& c) {
   const std::pair<bool, const char*> missing[] = {
       {c.min_lr_frac != 0, "min_lr_frac"},
       {c.gist_mask, "gist_mask"},
-      {c.dry_run, "dry_run"},
   };
   for (const auto& [set, key] : missing)
     if (set) throw UsageError(fmt::format("{}: is not built yet; leave it out", key));

@@ -2,6 +2,7 @@
 // base model or towards given adapters, or one LoRA adapter of the base model.
 #pragma once
 #include "t2l/dataset.h"
+#include "t2l/estimate.h"
 #include "t2l/sampler.h"
 #include "t2l/similarity.h"
 #include "t2l/trainer.h"
@@ -26,6 +27,9 @@ class Learner {
   virtual std::vector<std::string> save_official(const std::string& directory) const;
   // How alike the tasks' adapters are by now; empty where there is but one.
   virtual TaskSimilarity similarity() const { return {}; }
+  // What a micro-batch costs; and the data.
+  virtual StepCost cost(int64_t i) const = 0;
+  virtual const TaskSet& data() const = 0;
 };
 
 // Of the config's verb. Reads all data; Error in one line for whatever is wrong.

@@ -6,6 +6,8 @@
 #include <set>
 #include <variant>
 
+#include "transformer/base_model.h"
+
 namespace t2l {
 namespace {
 
@@ -507,6 +509,10 @@ void TrainConfig::finish(const std::string& where) {
   if (export_official.find("checkpoint") != std::string::npos)
     wrong("export_official", "has 'checkpoint' in it, where the official loader cuts the path; name it otherwise");
   if (target_modules.empty()) wrong("target_modules", "is empty; name the layers to adapt, like q_proj");
+  for (const std::string& m : target_modules)
+    if (!find_projection(m))
+      wrong("target_modules",
+            fmt::format("has '{}'; the layers there are: {}", printable(m), fmt::join(kProjectionNames, ", ")));
   for (const auto* list : {&target_modules, &train_ds_names}) {
     const std::set<std::string> unique(list->begin(), list->end());
     if (unique.size() != list->size())

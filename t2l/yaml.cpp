@@ -180,7 +180,7 @@ Json parse_yaml(std::string_view text, const std::string& file) {
     Builder second(file);
     if (parser.HandleNextDocument(second)) fail("{}: holds several documents; give each its own file", file);
   } catch (const YAML::Exception& e) {
-    fail("{}:{}: {}", file, e.mark.line + 1, printable(e.msg));
+    fail("{}:{}: {}; correct the YAML there", file, e.mark.line + 1, printable(e.msg));
   }
   return builder.take();
 }

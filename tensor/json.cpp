@@ -50,7 +50,7 @@ class Builder : public nlohmann::json_sax<J> {
     fail("{}:{}:{}: {}", file_, line, at - (start + 1) + 1,
          number               ? "a number too large for a double"
          : at >= text_.size() ? "the JSON ends too early; is the file complete?"
-                              : "is not valid JSON here");
+                              : "is not valid JSON here; correct it");
   }
 
  private:
@@ -132,7 +132,7 @@ const Json* Object::find(const char* key) const {
 
 const Json& Object::need(const char* key) const {
   const Json* x = find(key);
-  if (!x) fail("{}: '{}' is missing", where_, key);
+  if (!x) fail("{}: '{}' is missing; add it", where_, key);
   return *x;
 }
 

@@ -7,6 +7,7 @@
 
 #include "nn/optimizer.h"
 #include "t2l/apply_adapter.h"
+#include "t2l/estimate.h"
 #include "t2l/sft.h"
 #include "tools/bench.h"
 
@@ -88,13 +89,13 @@ int bench_train(const CommandLine& cli) {
     times.add(t_forward, t_back, t_update);
     rates.push_back(product_rate(cli.dtype, cli.device));
   }
-  // Products of the blocks: forward, and backward without the base's weight gradients; of the head: both, on rows that
-  // predict an answer; of attention: 2 forward and 5 backward, over causal pairs.
-  double flops = 3 * net.flops(tasks);
-  const double head = double(config.vocab * config.hidden), width = double(config.heads * config.head_dim);
-  const double block = double(config.parameters()) - head * (config.tied ? 1 : 2);
-  flops += 4 * block * double(tokens) + 4 * head * double(answered);
-  for (const int64_t n : lengths) flops += 7 * width * double(config.layers) * double(n) * double(n + 1);
+  StepCost cost;
+  add_hypernet(cost, net, tasks, cli.dtype);
+  BaseStep shape{config, cli.dtype, cli.has("recompute"), lengths, answered, {}, c.rank, SftOptions{}.lora_dropout};
+  for (const AdaptedModule& m : c.modules) shape.adapted.push_back(parse_projection(m.name));
+  add_base_step(cost, shape);
+  add_slabs(cost, net.parameters());
+  const double flops = cost.total_flops();
   const double step = times.seconds();
   if (cli.json) {
     Json report{{"variant", net.config().variant()},
@@ -105,6 +106,7 @@ int bench_train(const CommandLine& cli) {
                 {"tokens_per_second", double(tokens) / step},
                 {"flops_per_second", flops / step},
                 {"product_flops_per_second", median(rates)},
+                {"estimated_mib", cost.total_bytes() / (1 << 20)},
                 {"losses", losses}};
     times.describe(report, before);
     fmt::print("{}\n", report.dump(2));

@@ -17,10 +17,8 @@ import sys
 import tempfile
 import time
 
-SMOLLM2 = dict(model_type="llama", hidden_size=576, num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-               intermediate_size=1536, vocab_size=49152, rms_norm_eps=1e-5, rope_theta=100000.0, tie_word_embeddings=True,
-               hidden_act="silu", max_position_embeddings=8192, bos_token_id=1, eos_token_id=2,
-               architectures=["LlamaForCausalLM"])
+from peer import SMOLLM2
+
 PROMPT, SEQUENCES, STEPS, SHORT = 512, 8, 32, 30
 
 

@@ -13,20 +13,14 @@ Exit 77 where the script or the checkout is absent.
 import argparse
 import json
 import os
-import statistics
-import subprocess
 import sys
 import tempfile
+
+from peer import measured, medians
 
 MISTRAL = dict(model_type="mistral", hidden_size=4096, num_hidden_layers=32, num_attention_heads=32,
                num_key_value_heads=8, intermediate_size=14336)
 CASES = [("L", False, 32), ("M", False, 32), ("L", True, 4)]
-
-
-def measured(command):
-    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True).stdout
-    report = json.loads(out[out.index("{"):])
-    return report["seconds_per_step"], report["peak_rss_mib"]
 
 
 def main():
@@ -59,8 +53,7 @@ def main():
 
         for case in CASES:
             rounds = [(ours(*case), official(*case)) for _ in range(args.rounds)]
-            (seconds, memory), (peer_seconds, peer_memory) = (
-                [statistics.median(r[side][i] for r in rounds) for i in (0, 1)] for side in (0, 1))
+            (seconds, memory), (peer_seconds, peer_memory) = (medians(side) for side in zip(*rounds))
             results.append(dict(variant=case[0], dense=case[1], layers=case[2], seconds=seconds, peak_mib=memory,
                                 official_seconds=peer_seconds, official_peak_mib=peer_memory,
                                 ratio=peer_seconds / seconds))

@@ -4,18 +4,16 @@
 #include <algorithm>
 #include <filesystem>
 
-#include "t2l/estimate.h"
-#include "t2l/learners.h"
 #include "t2l/report.h"
 #include "tools/cli.h"
+#include "tools/dry_run.h"
 
 using namespace t2l;
 
 namespace {
 
 // Options that are read, since official configs have them, but do nothing yet: --help does not list them.
-constexpr const char* kNotBuilt[] = {"dry_run",    "min_lr_frac",      "gist_mask",
-                                     "curriculum", "p_no_description", "p_shots"};
+constexpr const char* kNotBuilt[] = {"min_lr_frac", "gist_mask", "curriculum", "p_no_description", "p_shots"};
 
 std::string help_of(Verb verb) {
   std::string listed;
@@ -57,12 +55,15 @@ int run(int argc, char** argv) {
   std::string file;
   std::erase_if(settings, [&](const Setting& s) { return s.key == "config" && (file = s.value, true); });
   const TrainConfig c = TrainConfig::load(verb, file, settings);
-  if (c.data.empty() || c.out.empty()) throw UsageError("--data and --out are needed; see t2l-train --help");
+  if (c.data.empty() || (c.out.empty() && !c.dry_run))
+    throw UsageError("--data and --out are needed; see t2l-train --help");
   if (c.threads > 0) omp_set_num_threads(int(c.threads));
   const Device device = select_device(c.device);
   const DType dtype =
       c.base_dtype == "bf16" || (c.base_dtype.empty() && is_fast(device, DType::BF16)) ? DType::BF16 : DType::F32;
   for (const std::string& w : c.warnings) log_line("warning: " + w);
+
+  if (!std::filesystem::is_directory(c.data)) fail("--data {}: is no directory; give the folder of tasks", c.data);
 
   // Everything that can be wrong shows before the directory is made.
   Progress reading("rows read", 1, c.quiet);
@@ -72,7 +73,12 @@ int run(int argc, char** argv) {
   });
   const TrainPlan plan = plan_of(c, *learner);
   if (plan.iterations < plan.accumulate)
-    fail("nothing to train: {} batches for {} an update", plan.iterations, plan.accumulate);
+    fail("nothing to train: {} batches for {} an update; lower grad_accum_steps, or train for more epochs",
+         plan.iterations, plan.accumulate);
+  if (c.dry_run) {
+    print_dry_run(c, *learner, learner->parameters(), plan, dtype, device);
+    return 0;
+  }
   namespace fs = std::filesystem;
   if (fs::exists(c.out) && !fs::is_directory(c.out)) fail("{}: is a file; --out is a directory", c.out);
   if (fs::exists(c.out) && !fs::is_empty(c.out) && !c.resume && !c.force)
