@@ -236,6 +236,8 @@ class Loader {
     const Source& source = sources_.emplace_back(open_task(config_.data, name, origin));
     Task& task = tasks.emplace_back();
     task.name = name;
+    task.level = source.format.level;
+    task.revealed = source.format.revealed;
     task.descriptions = source.format.descriptions;
     if (config_.n_descs_per_ds > 0 && size_t(config_.n_descs_per_ds) < task.descriptions.size())
       task.descriptions.resize(size_t(config_.n_descs_per_ds));

@@ -55,6 +55,8 @@ class SampleEncoder {
 
 struct Task {
   std::string name;
+  int level = 0;  // as TaskFormat has them
+  bool revealed = false;
   std::vector<std::string> descriptions;         // at most n_descs_per_ds, to train with
   std::vector<std::string> unseen_descriptions;  // of eval_ds_info
   std::vector<Example> train, valid, test;

@@ -53,6 +53,9 @@ struct TaskFormat {
   FormatString system, user, prefill, postfill;
   std::string response_field;
   RowRange rows;  // to train on: ds_kwargs.split
+  // Ours: how composed the task is, 0 where it does not say; and whether the form of its input reveals it.
+  int level = 0;
+  bool revealed = false;
 
   // Error, naming file and key.
   static TaskFormat parse(const Json& metadata, const std::string& name, const std::string& where);
