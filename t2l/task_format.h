@@ -45,6 +45,10 @@ struct RowRange {
 struct Conversation {
   std::string system, user, assistant;
   std::string response;  // the assistant's text without what templates put around it
+  struct Turn {
+    std::string user, assistant;
+  };
+  std::vector<Turn> earlier = {};  // examples before the question
 };
 
 struct TaskFormat {
