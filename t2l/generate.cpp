@@ -91,6 +91,13 @@ Tensor one_hot_tasks(const TrainedHypernet& trained, const std::vector<std::stri
   return e;
 }
 
+Tensor embed_tasks(const TrainedHypernet& trained, const std::vector<std::string>& tasks, const std::string& encoder,
+                   const std::string& base, const EncoderOptions& options) {
+  const Tensor e =
+      trained.one_hot ? one_hot_tasks(trained, tasks) : HypernetEncoder(trained, encoder, base, options).embed(tasks);
+  return e.to(options.device);
+}
+
 std::vector<LoraWeights> generate_adapter(const TrainedHypernet& trained, const Tensor& task) {
   const NoGrad no_grad;
   return weights_of(trained.net.config(), generate_on_host(trained, task), 0);
