@@ -22,7 +22,8 @@ struct AnswerScore {
 };
 
 struct ScoreOptions {
-  int64_t batch_tokens = 8192;                        // through the model at once; a single sample may have more
+  // Through the model at once; a single sample may have more. A small model's activations then stay in the cache.
+  int64_t batch_tokens = 2048;
   std::function<void(int64_t tokens)> progress = {};  // after each batch, how many went through in it; may throw
 };
 

@@ -82,10 +82,8 @@ Tensor one_hot_tasks(const TrainedHypernet& trained, const std::vector<std::stri
   for (size_t i = 0; i < names.size(); ++i) {
     const auto it = std::find(trained.tasks.begin(), trained.tasks.end(), names[i]);
     if (it == trained.tasks.end())
-      fail(
-          "'{}' is none of the {} tasks this one-hot hypernetwork was trained on (the first is {}); --task takes such "
-          "a name",
-          printable(names[i]), trained.tasks.size(), printable(trained.tasks[0]));
+      fail("'{}' is none of the {} tasks this one-hot hypernetwork was trained on (the first is {}); name one of those",
+           printable(names[i]), trained.tasks.size(), printable(trained.tasks[0]));
     e.data<float>()[int64_t(i) * e.dim(1) + (it - trained.tasks.begin())] = 1;
   }
   return e;

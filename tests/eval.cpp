@@ -45,6 +45,7 @@ struct World {
     Json config = read_json("tests/golden/decoders/mistral/config.json");
     config["vocab_size"] = 60;
     config["eos_token_id"] = 2;
+    config["max_position_embeddings"] = 300;
     scratch.write("base/config.json", config.dump());
     decoder.emplace(DecoderConfig::load(base), DecoderOptions{});
     decoder->initialise(1);
@@ -428,6 +429,35 @@ TEST_CASE("a hypernetwork is measured as the adapters that t2l-gen writes of it"
   CHECK(refused.status == 1);
   CHECK(refused.err.find("'copy'") != std::string::npos);
   CHECK(w.run({"--hypernet", w.scratch / "one_hot", "--describe=other"}).status == 2);
+}
+
+TEST_CASE("Super-NaturalInstructions files are divided into splits") {
+  const World w;
+  Json instances = Json::array();
+  for (int i = 0; i < 25; ++i)
+    instances.push_back({{"input", std::string(1, char('a' + i))}, {"output", Json::array({"x", "y"})}});
+  const Json task{{"Definition", "Say x."}, {"Instances", instances}};
+  w.scratch.write("data/sni.json", task.dump());
+  const TaskSource source = TaskSource::open(w.data, "sni", "--data");
+  const auto inputs = [&](const std::string& split, size_t most) {
+    std::string all;
+    for (const Conversation& c : source.read(split, most)) all += c.user.back();
+    return all;
+  };
+  CHECK(inputs("train", 0) == "abcdefghijklmnopqrst");
+  CHECK(inputs("train", 3) == "abc");
+  CHECK(inputs("valid", 0) == "uv");
+  CHECK(inputs("test", 0) == "wxy");
+  CHECK(source.read("test")[0].response == "x, y");
+  const Json report = w.report({"--tasks=sni", "--shots=1", "--with-description"});
+  CHECK(report["tasks"][0]["examples"] == 3);
+  CHECK_FALSE(report["tasks"][0].contains("level"));
+  CHECK(w.run({"--tasks=sni", "--shots=9"}).err.find("trained for 300") != std::string::npos);
+  Json few = task;
+  while (few["Instances"].size() > 9) few["Instances"].erase(9);
+  w.scratch.write("data/sni.json", few.dump());
+  CHECK(TaskSource::open(w.data, "sni", "--data").read("train").size() == 9);
+  check_refused([&] { TaskSource::open(w.data, "sni", "--data").read("test"); }, {"sni.json", "no test rows"});
 }
 
 TEST_CASE("what is refused") {

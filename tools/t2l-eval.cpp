@@ -12,6 +12,8 @@ using namespace t2l;
 
 namespace {
 
+constexpr const char* kInterrupted = "interrupted";
+
 double mean(const std::vector<double>& x) {
   double sum = 0;
   for (const double v : x) sum += v;
@@ -71,7 +73,7 @@ struct Report {
   }
 
   void print() const {
-    size_t width = 24;
+    size_t width = 32;
     for (const Row& r : rows) width = std::max(width, r.task->name.size());
     const bool several = std::any_of(rows.begin(), rows.end(), [](const Row& r) { return r.task->variants() > 1; });
     fmt::print("{:<{}}  examples  exact match  token accuracy{}\n", "task", width,
@@ -92,6 +94,14 @@ struct Report {
     for (const auto& [is, group] : revealed) line(is ? "  input reveals the task" : "  input does not", group);
   }
 };
+
+int64_t longest(const std::vector<EvalTask>& tasks) {
+  size_t most = 0;
+  for (const EvalTask& t : tasks)
+    for (const auto& questions : t.questions)
+      for (const Example& e : questions) most = std::max(most, e.ids.size());
+  return int64_t(most);
+}
 
 std::vector<std::string> split_names(const std::string& list) {
   std::vector<std::string> names;
@@ -162,7 +172,7 @@ int run(int argc, char** argv) {
       "of each task at most, its first; the score is the mean (default: 3 for a hypernetwork, else 1)")(
       "describe", text(),
       "own, other (another task's) or random (shuffled words of all): what a task is described by (default: own)")(
-      "batch-tokens", number(), "tokens through the model at once (default: 8192)");
+      "batch-tokens", number(), "tokens through the model at once (default: 2048)");
   cli.parse(argc, argv);
   if (!cli.has("model")) throw UsageError("--model is missing; see t2l-eval --help");
   if (!cli.has("data")) throw UsageError("--data is missing; see t2l-eval --help");
@@ -195,10 +205,13 @@ int run(int argc, char** argv) {
   const std::vector<EvalTask> tasks =
       load_eval_tasks(data, given.empty() ? tasks_in(data) : given, encoder, GenerationConfig::load(dir).eos, options);
   seconds["data"] = watch.lap();
-  stop_if_interrupted();
-  const Decoder decoder =
-      Decoder::load(dir, {cli.base_dtype(dir), cli.device, [](int64_t, int64_t) { stop_if_interrupted(); }});
+  stop_if_interrupted(kInterrupted);
+  const Decoder decoder = Decoder::load(
+      dir, {cli.base_dtype(dir), cli.device, [](int64_t, int64_t) { stop_if_interrupted(kInterrupted); }});
   seconds["load"] = watch.lap();
+
+  if (const int64_t n = decoder.config().positions, most = longest(tasks); most > n)
+    log_line(fmt::format("warning: {} tokens come together, but the model was trained for {}", most, n));
 
   VariantAdapters adapters;
   if (cli.has("adapter")) adapters = common_adapter(load_adapter(cli.get("adapter")), decoder);
@@ -218,7 +231,7 @@ int run(int argc, char** argv) {
   double making = 0;
   if (adapters.make)
     adapters.make = [&, make = adapters.make](size_t begin, size_t end) {
-      stop_if_interrupted();
+      stop_if_interrupted(kInterrupted);
       Stopwatch own;
       AdapterBatch batch = make(begin, end);
       backend(cli.device).synchronize();
@@ -229,7 +242,7 @@ int run(int argc, char** argv) {
   Progress bar("tokens", all, cli.quiet);
   score_options.progress = [&](int64_t tokens) {
     bar.update(done += tokens);
-    stop_if_interrupted();
+    stop_if_interrupted(kInterrupted);
   };
   watch.lap();
   const std::vector<TaskScore> scores = evaluate(decoder, tasks, adapters, score_options);
@@ -244,6 +257,8 @@ int run(int argc, char** argv) {
     Json json = report.json();
     json["split"] = options.split;
     json["shots"] = options.shots;
+    json["with_description"] = options.description_first;
+    json["describe"] = cli.get("describe", "own");
     json["adapters"] = adapter_count;
     json["tokens"] = all;
     json["tokens_per_second"] = rate;
