@@ -232,6 +232,12 @@ TEST_CASE("an answer is exact if and only if greedy decoding gives it") {
     const auto alone = score_answers(*w.decoder, own, &one);
     for (size_t i = 0; i < own.size(); ++i) CHECK(alone[i].right == want[i]);
   }
+  for (const Device device : devices()) {
+    const Decoder d = Decoder::load(w.base, {DType::F32, device, {}});
+    const AdapterBatch there = stack_adapters(sums, d.config(), d.options());
+    const auto some = score_answers(d, {questions.begin(), questions.begin() + 24}, &there);
+    for (size_t i = 0; i < some.size(); ++i) CHECK(some[i].right == scores[i].right);
+  }
   const auto without = score_answers(*w.decoder, questions, nullptr);
   CHECK(std::count_if(without.begin(), without.end(), [](const AnswerScore& s) { return s.exact(); }) < 40);
 }
