@@ -6,7 +6,10 @@
 #include <filesystem>
 #include <set>
 
+#include "t2l/answer_score.h"
 #include "t2l/generate.h"
+#include "t2l/stemmer.h"
+#include "tests/golden_files.h"
 #include "tests/support.h"
 #include "transformer/generation.h"
 
@@ -507,12 +510,149 @@ TEST_CASE("what is refused") {
   w.scratch.write("data/copy/metadata.yaml", "user_prompt_template: '{input}'\nresponse_field: output\nlevel: x\n");
   refused({}, "level");
 
-  Run r = run_program(w.scratch, "t2l-eval", {"score", "--kind", "rouge"});
-  CHECK(r.status == 2);
-  CHECK(r.err.find("not built yet") != std::string::npos);
   CHECK(run_program(w.scratch, "t2l-eval", {"--data", w.data}).status == 2);
   CHECK(run_program(w.scratch, "t2l-eval", {"--model", w.base}).status == 2);
-  r = run_program(w.scratch, "t2l-eval", {"--model", w.base, "--data", "/nowhere"});
+  const Run r = run_program(w.scratch, "t2l-eval", {"--model", w.base, "--data", "/nowhere"});
   CHECK(r.status == 1);
   CHECK(r.err.find("/nowhere") != std::string::npos);
+}
+
+TEST_CASE("words have Porter's stems, with NLTK's extensions") {
+  const std::pair<const char*, const char*> words[] = {{"caresses", "caress"},
+                                                       {"ponies", "poni"},
+                                                       {"ties", "tie"},
+                                                       {"cats", "cat"},
+                                                       {"agreed", "agre"},
+                                                       {"feed", "feed"},
+                                                       {"plastered", "plaster"},
+                                                       {"bled", "bled"},
+                                                       {"motoring", "motor"},
+                                                       {"sing", "sing"},
+                                                       {"conflated", "conflat"},
+                                                       {"troubled", "troubl"},
+                                                       {"sized", "size"},
+                                                       {"hopping", "hop"},
+                                                       {"falling", "fall"},
+                                                       {"hissing", "hiss"},
+                                                       {"failing", "fail"},
+                                                       {"filing", "file"},
+                                                       {"happy", "happi"},
+                                                       {"enjoy", "enjoy"},
+                                                       {"relational", "relat"},
+                                                       {"conditional", "condit"},
+                                                       {"digitizer", "digit"},
+                                                       {"radically", "radic"},
+                                                       {"vietnamization", "vietnam"},
+                                                       {"operator", "oper"},
+                                                       {"hopefulness", "hope"},
+                                                       {"sensibility", "sensibl"},
+                                                       {"triplicate", "triplic"},
+                                                       {"electrical", "electr"},
+                                                       {"goodness", "good"},
+                                                       {"revival", "reviv"},
+                                                       {"allowance", "allow"},
+                                                       {"replacement", "replac"},
+                                                       {"adoption", "adopt"},
+                                                       {"communism", "commun"},
+                                                       {"probate", "probat"},
+                                                       {"cease", "ceas"},
+                                                       {"controll", "control"},
+                                                       {"roll", "roll"},
+                                                       {"dying", "die"},
+                                                       {"skies", "sky"},
+                                                       {"innings", "inning"},
+                                                       {"dies", "die"},
+                                                       {"studied", "studi"},
+                                                       {"tied", "tie"},
+                                                       {"hopefully", "hope"},
+                                                       {"biology", "biolog"},
+                                                       {"by", "by"},
+                                                       {"yyyy", "yyyi"},
+                                                       {"1ed", "1ed"}};
+  for (const auto& [word, stem] : words) {
+    CAPTURE(word);
+    CHECK(porter_stem(word) == stem);
+  }
+}
+
+TEST_CASE("answers as texts") {
+  CHECK(exact_answer(" The  cat.", "the cat"));
+  CHECK(exact_answer("**1,000**", "1000.0"));
+  CHECK(exact_answer("\uff11\u0662", "12"));
+  CHECK(exact_answer("\u201cΟΔΟΣ\u201d", "οδος"));
+  CHECK(exact_answer("+", " + "));
+  CHECK_FALSE(exact_answer("+", "-"));
+  CHECK_FALSE(exact_answer("1e5", "100000"));
+  CHECK_FALSE(exact_answer("1,00", "100"));
+  CHECK_FALSE(exact_answer("", "a"));
+  CHECK(exact_answer("", ""));
+  CHECK(rouge_l("the dog runs home", "the cats run home") == Approx(0.75));
+  CHECK(rouge_l("A b. c", "a b c d e f") == Approx(2 * 1 * 0.5 / 1.5));
+  CHECK(rouge_l("studies", "study") == 1);
+  CHECK(rouge_l("", "study") == 0);
+  CHECK(rouge_l("北京", "北京") == 1);
+  CHECK(rouge_l("北", "北京") == 0);
+  std::string many;
+  for (int i = 0; i < 40000; ++i) many += "a ";
+  check_refused([&] { rouge_l(many, "a"); }, {"40000 words", "32768"});
+
+  const std::string shared = shared_folder() + "/golden/scoring";
+  if (!fs::exists(shared)) return skip("no golden scores in ../shared");
+  const Scratch scratch;
+  for (const std::string kind : {"exact", "rouge"}) {
+    REQUIRE(std::system(
+                fmt::format("zcat {}/{}.jsonl.gz >{}", quoted(shared), kind, quoted(scratch / "rows")).c_str()) == 0);
+    const Run r = run_program(scratch, "t2l-eval", {"score", "--kind", kind, "--outputs", scratch / "rows", "--quiet"});
+    INFO(r.err);
+    REQUIRE(r.status == 0);
+    const std::vector<Json> scored = json_lines(r.out, "stdout");
+    CHECK(scored.size() == 2000);
+    for (const Json& row : scored) {
+      const Json& intended = row["intended"];
+      CHECK(row["score"].get<double>() ==
+            Approx((kind == "exact" ? intended["score"] : intended["rougeL"]["fmeasure"]).get<double>()));
+    }
+  }
+  REQUIRE(std::system(fmt::format("zcat {}/stems.tsv.gz >{}", quoted(shared), quoted(scratch / "stems")).c_str()) == 0);
+  for_lines(read_text_file(scratch / "stems"), [&](std::string_view line, int64_t) {
+    const size_t tab = line.find('\t');
+    CHECK(porter_stem(std::string(line.substr(0, tab))) == line.substr(tab + 1));
+  });
+}
+
+TEST_CASE("answers made elsewhere are scored") {
+  const Scratch scratch;
+  const auto score = [&](const std::vector<std::string>& more, const std::string& input) {
+    std::vector<std::string> a{"score", "--outputs", "-", "--quiet"};
+    a.insert(a.end(), more.begin(), more.end());
+    return run_program(scratch, "t2l-eval", a, input);
+  };
+  const std::string rows =
+      "{\"output\": \"The cat.\", \"reference\": \"the cat\", \"id\": 7}\n\n"
+      "{\"output\": \"dog\", \"reference\": [\"cat\", \"dog\"]}\n{\"output\": \"a\", \"reference\": \"b\"}\n";
+  Run r = score({"--kind=exact"}, rows);
+  INFO(r.err);
+  CHECK(r.out ==
+        "{\"output\":\"The cat.\",\"reference\":\"the cat\",\"id\":7,\"score\":1.0}\n"
+        "{\"output\":\"dog\",\"reference\":[\"cat\",\"dog\"],\"score\":1.0}\n"
+        "{\"output\":\"a\",\"reference\":\"b\",\"score\":0.0}\n");
+  const Json report = parse_json(score({"--kind=rouge", "--json"}, rows).out, "stdout");
+  CHECK(report["examples"] == 3);
+  CHECK(report["mean"] == Approx(2. / 3));
+  CHECK(report["rows"][1]["score"] == 1);
+  const auto refused = [&](const std::vector<std::string>& more, const std::string& input, const std::string& part,
+                           int status) {
+    r = score(more, input);
+    INFO(r.err);
+    CHECK(r.status == status);
+    CHECK(r.out.empty());
+    CHECK(std::count(r.err.begin(), r.err.end(), '\n') == 1);
+    CHECK(r.err.find(part) != std::string::npos);
+  };
+  refused({"--kind=number"}, rows, "not built yet", 2);
+  refused({}, rows, "--kind", 2);
+  refused({"--kind=exact"}, "\n", "no answer", 1);
+  refused({"--kind=exact"}, rows + "{\"output\": 3, \"reference\": \"b\"}\n", "standard input:5", 1);
+  refused({"--kind=exact"}, rows + "{\"output\": \"3\", \"reference\": []}\n", "standard input:5", 1);
+  refused({"--kind=exact"}, "{\"output\": \"3\"}\n", "reference", 1);
 }

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <map>
 
+#include "t2l/answer_score.h"
 #include "t2l/evaluate.h"
 #include "t2l/generate.h"
 #include "tools/cli.h"
@@ -147,12 +148,70 @@ EvalOptions eval_options(const CommandLine& cli) {
   return o;
 }
 
+// The better of an answer's scores against its references: `reference` is one, or a list.
+double score_of(const Json& row, const std::string& where,
+                double (*score_one)(const std::string&, const std::string&)) {
+  const Object o(row, where);
+  const std::string output = o.get_string("output");
+  const Json* reference = o.find("reference");
+  const std::vector<std::string> references = reference && reference->is_array()
+                                                  ? o.get_strings("reference")
+                                                  : std::vector<std::string>{o.get_string("reference")};
+  if (references.empty()) fail("{}: 'reference' is an empty list", where);
+  double best = 0;
+  try {
+    for (const std::string& r : references) best = std::max(best, score_one(output, r));
+  } catch (const Error& e) {
+    fail("{}: {}", where, e.what());
+  }
+  return best;
+}
+
+int score(int argc, char** argv) {
+  CommandLine cli("t2l-eval score", "Scores answers made elsewhere.",
+                  "t2l-eval score --kind exact|rouge --outputs FILE.jsonl");
+  namespace po = boost::program_options;
+  cli.add()("kind", po::value<std::string>(), "exact: equal but for form; rouge: ROUGE-L's F-measure, stemmed")(
+      "outputs", po::value<std::string>(),
+      "JSON Lines with output and reference, a text or a list of which the best counts; - is standard input");
+  cli.parse(argc, argv);
+  if (!cli.has("kind") || !cli.has("outputs")) throw UsageError("--kind and --outputs are needed; see --help");
+  const std::string kind = cli.get("kind"), file = cli.get("outputs");
+  if (kind != "exact" && kind != "rouge")
+    throw UsageError(fmt::format("--kind {}: is not built yet; there are exact and rouge", printable(kind)));
+  const auto score_one = kind == "rouge" ? rouge_l : [](const std::string& output, const std::string& reference) {
+    return double(exact_answer(output, reference));
+  };
+  const std::string text = read_input(file, size_t(1) << 30);
+  std::vector<std::pair<std::string_view, int64_t>> lines;
+  for_lines(text, [&](std::string_view line, int64_t number) {
+    if (line.find_first_not_of(" \t\r") != line.npos) lines.emplace_back(line, number);
+  });
+  if (lines.empty()) fail("{}: holds no answer", file);
+  std::vector<OrderedJson> rows(lines.size());
+  std::vector<double> scores(lines.size());
+  each_in_parallel(0, lines.size(), [&](size_t i) {
+    const std::string where = fmt::format("{}:{}", file == "-" ? "standard input" : file, lines[i].second);
+    rows[i] = parse_ordered_json(lines[i].first, where);
+    scores[i] = score_of(parse_json(lines[i].first, where), where, score_one);
+    rows[i]["score"] = scores[i];
+  });
+  if (cli.json) {
+    fmt::print("{}\n",
+               OrderedJson{{"kind", kind}, {"examples", rows.size()}, {"mean", mean(scores)}, {"rows", rows}}.dump(2));
+  } else {
+    for (const OrderedJson& row : rows) fmt::print("{}\n", row.dump(-1, ' ', true));
+  }
+  if (!cli.quiet) log_line(fmt::format("{} answers, {}: {:.2f} %", rows.size(), kind, 100 * mean(scores)));
+  return 0;
+}
+
 int run(int argc, char** argv) {
-  if (argc > 1 && std::string_view(argv[1]) == "score")
-    throw UsageError("t2l-eval score: is not built yet; answers made elsewhere cannot be scored");
+  if (argc > 1 && std::string_view(argv[1]) == "score") return score(argc - 1, argv + 1);
   CommandLine cli("t2l-eval", "Measures a base model at tasks: as it is, with adapters, or with generated ones.",
                   "t2l-eval --model DIR [--adapter DIR | --adapters DIR | --hypernet DIR] --data DIR\n"
-                  "                [--tasks a,b,c] [--shots N] [--with-description]");
+                  "                [--tasks a,b,c] [--shots N] [--with-description]\n"
+                  "       t2l-eval score --kind exact|rouge --outputs FILE.jsonl");
   namespace po = boost::program_options;
   const auto text = [] { return po::value<std::string>(); };
   const auto number = [] { return po::value<int64_t>(); };
