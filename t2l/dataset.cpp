@@ -76,12 +76,20 @@ SampleEncoder SampleEncoder::load(const std::string& dir, const std::string& nam
 OrderedJson SampleEncoder::turns(const Conversation& c) const {
   OrderedJson messages = OrderedJson::array();
   if (system_turn_ || !c.system.empty()) messages.push_back({{"role", "system"}, {"content", c.system}});
+  for (const Conversation::Turn& t : c.earlier) {
+    messages.push_back({{"role", "user"}, {"content", t.user}});
+    messages.push_back({{"role", "assistant"}, {"content", t.assistant}});
+  }
   messages.push_back({{"role", "user"}, {"content", c.user}});
   return messages;
 }
 
 std::pair<std::string, std::string> SampleEncoder::render(const Conversation& c) const {
-  if (!chat_) return {c.user, c.response};
+  if (!chat_) {
+    std::string examples;
+    for (const Conversation::Turn& t : c.earlier) examples += t.user + t.assistant + "\n\n";
+    return {examples + c.user, c.response};
+  }
   OrderedJson messages = turns(c);
   std::string prompt = chat_->render(messages, false);
   const OrderedJson answer = {{"role", "assistant"}, {"content", c.assistant}};
@@ -94,6 +102,20 @@ std::pair<std::string, std::string> SampleEncoder::render(const Conversation& c)
 
 Example SampleEncoder::encode(const Conversation& c) const {
   const auto [prompt, response] = render(c);
+  return encode(prompt, response);
+}
+
+Example SampleEncoder::encode_question(const Conversation& c) const {
+  T2L_CHECK(completion_, "questions of whole conversations");
+  auto [prompt, response] = render(c);
+  if (chat_) {
+    const std::string opened = chat_->render(turns(c), true);
+    if (opened.starts_with(prompt))
+      if (const std::string opening = opened.substr(prompt.size()); response.starts_with(opening)) {
+        prompt = opened;
+        response.erase(0, opening.size());
+      }
+  }
   return encode(prompt, response);
 }
 
@@ -136,31 +158,41 @@ struct Lines {
   }
 };
 
-// A task as it lies on disk, before its rows are read.
-struct Source {
-  std::string name, path;  // of its folder or its JSON file
-  TaskFormat format;
-  std::shared_ptr<const Json> instructions;  // of a Super-NaturalInstructions file
-};
-
-// Rows that become examples.
-struct Job {
-  const Source* source;
-  Task* task;
-  std::vector<Example> Task::*split;
-  Lines lines;  // empty for instructions
-  size_t begin, end;
-};
-
-std::string file_of(const Source& source, const std::string& split) {
+std::string file_of(const TaskSource& source, const std::string& split) {
   const std::string name = split == "validation" ? "valid" : split;
   return fmt::format("{}/{}.jsonl", source.path, name);
 }
 
-Source open_task(const std::string& folder, const std::string& name, const std::string& origin) {
+// Rows begin..end of a split of `all` instances: eight tenths to train on, a tenth each to validate and to test.
+std::pair<size_t, size_t> share(size_t all, int from, int to) {
+  return {all * size_t(from) / 10, all * size_t(to) / 10};
+}
+
+}  // namespace
+
+void each_in_parallel(size_t begin, size_t end, const std::function<void(size_t)>& f) {
+  std::atomic<size_t> first_bad{end};
+  std::string message;
+  std::mutex mutex;
+#pragma omp parallel for schedule(dynamic, 8)
+  for (size_t i = begin; i < end; ++i) {
+    if (i > first_bad) continue;
+    try {
+      f(i);
+    } catch (const std::exception& e) {
+      const std::lock_guard lock(mutex);
+      if (i >= first_bad) continue;
+      first_bad = i;
+      message = e.what();
+    }
+  }
+  if (first_bad < end) throw Error(message);
+}
+
+TaskSource TaskSource::open(const std::string& folder, const std::string& name, const std::string& origin) {
   if (name.empty() || name == "." || name == ".." || name.find('/') != std::string::npos)
     fail("{}: '{}' is no name of a task", origin, printable(name));
-  Source out;
+  TaskSource out;
   out.name = name;
   out.path = folder + "/" + name;
   const std::string metadata = out.path + "/metadata.yaml", json = out.path + ".json";
@@ -192,6 +224,54 @@ std::vector<std::string> tasks_in(const std::string& folder) {
   return names;
 }
 
+std::vector<Conversation> TaskSource::read(const std::string& split, size_t most) const {
+  Lines lines;
+  size_t begin = 0, end = 0;
+  if (instructions) {
+    end = instructions->at("Instances").size();
+    if (end >= 10)
+      std::tie(begin, end) = split == "train"   ? share(end, 0, 8)
+                             : split == "valid" ? share(end, 8, 9)
+                                                : share(end, 9, 10);
+    else if (split != "train")
+      end = 0;
+  } else {
+    const std::string file = file_of(*this, split == "train" ? format.rows.split : split);
+    if (!fs::exists(file)) fail("{}: is missing; task '{}' needs it for its {} rows", file, name, split);
+    lines = Lines::read(file);
+    end = lines.rows.size();
+    if (split == "train") {
+      const auto rows = int64_t(end);
+      begin = size_t(format.rows.begin.row(rows)), end = size_t(format.rows.end.row(rows));
+    }
+  }
+  if (begin >= end) fail("{}: task '{}' has no {} rows; choose another split or other tasks", path, name, split);
+  if (most) end = std::min(end, begin + most);
+  std::vector<Conversation> out(end - begin);
+  each_in_parallel(begin, end, [&](size_t i) {
+    const std::string place = instructions ? fmt::format("{}: Instances[{}]", path, i)
+                                           : fmt::format("{}:{}", lines.file.path(), lines.rows[i].second);
+    Json row = instructions ? TaskFormat::instance(*instructions, i, path) : parse_json(lines.rows[i].first, place);
+    try {
+      out[i - begin] = format.format(std::move(row));
+    } catch (const Error& e) {
+      fail("{}: {}", place, e.what());
+    }
+  });
+  return out;
+}
+
+namespace {
+
+// Rows that become examples.
+struct Job {
+  const TaskSource* source;
+  Task* task;
+  std::vector<Example> Task::*split;
+  Lines lines;  // empty for instructions
+  size_t begin, end;
+};
+
 class Loader {
  public:
   Loader(const TrainConfig& config, const SampleEncoder* encoder, bool chat_descriptions,
@@ -216,11 +296,11 @@ class Loader {
     out.tasks.reserve(names.size()), out.unseen.reserve(unseen.size());  // jobs point into them
     sources_.reserve(names.size() + unseen.size());
     for (const std::string& name : names) {
-      const Source& source = add(name, origin, out.tasks);
+      const TaskSource& source = add(name, origin, out.tasks);
       if (encoder_) add_training(source, out.tasks.back(), test);
     }
     for (const std::string& name : unseen) {
-      const Source& source = add(name, "eval_ds_info", out.unseen);
+      const TaskSource& source = add(name, "eval_ds_info", out.unseen);
       if (encoder_) add_unseen(source, out.unseen.back());
     }
     read_all();
@@ -233,10 +313,12 @@ class Loader {
     return name == "gsm8k" || name == "humaneval" || name == "mbpp";
   }
 
-  const Source& add(const std::string& name, const std::string& origin, std::vector<Task>& tasks) {
-    const Source& source = sources_.emplace_back(open_task(config_.data, name, origin));
+  const TaskSource& add(const std::string& name, const std::string& origin, std::vector<Task>& tasks) {
+    const TaskSource& source = sources_.emplace_back(TaskSource::open(config_.data, name, origin));
     Task& task = tasks.emplace_back();
     task.name = name;
+    task.level = source.format.level;
+    task.revealed = source.format.revealed;
     task.descriptions = source.format.descriptions;
     if (config_.n_descs_per_ds > 0 && size_t(config_.n_descs_per_ds) < task.descriptions.size())
       task.descriptions.resize(size_t(config_.n_descs_per_ds));
@@ -248,12 +330,7 @@ class Loader {
     return source;
   }
 
-  // Rows begin..end of a split of `all` instances: eight tenths to train on, a tenth each to validate and to test.
-  static std::pair<size_t, size_t> share(size_t all, int from, int to) {
-    return {all * size_t(from) / 10, all * size_t(to) / 10};
-  }
-
-  void add_training(const Source& source, Task& task, bool test) {
+  void add_training(const TaskSource& source, Task& task, bool test) {
     const bool held_out = config_.eval_ds_info.contains(source.name);
     if (source.instructions) {
       const size_t all = source.instructions->at("Instances").size();
@@ -284,7 +361,7 @@ class Loader {
     jobs_.push_back({&source, &task, &Task::train, std::move(lines), size_t(begin), size_t(end)});
   }
 
-  void add_unseen(const Source& source, Task& task) {
+  void add_unseen(const TaskSource& source, Task& task) {
     if (source.instructions) {
       const size_t all = source.instructions->at("Instances").size();
       return jobs_.push_back({&source, &task, &Task::valid, {}, 0, std::min(all, size_t(kUnseenRows))});
@@ -294,7 +371,7 @@ class Loader {
     add_file(source, task, &Task::valid, path, kUnseenRows);
   }
 
-  void add_file(const Source& source, Task& task, std::vector<Example> Task::*split, const std::string& path,
+  void add_file(const TaskSource& source, Task& task, std::vector<Example> Task::*split, const std::string& path,
                 int64_t most) {
     Lines lines = Lines::read(path);
     const size_t rows = lines.rows.size();
@@ -307,7 +384,7 @@ class Loader {
   }
 
   Example read(const Job& job, size_t row) const {
-    const Source& source = *job.source;
+    const TaskSource& source = *job.source;
     Json json = source.instructions ? TaskFormat::instance(*source.instructions, row, source.path)
                                     : parse_json(job.lines.rows[row].first, place(job, row));
     try {
@@ -338,7 +415,7 @@ class Loader {
       constexpr size_t kChunk = 4096;  // rows between two calls of progress()
       for (size_t from = job.begin; from < job.end; from += kChunk) {
         const size_t to = std::min(job.end, from + kChunk);
-        read_rows(job, from, to, out.data() + (from - job.begin));
+        each_in_parallel(from, to, [&](size_t row) { out[row - job.begin] = read(job, row); });
         done += int64_t(to - from);
         if (progress_) progress_(done, all);
       }
@@ -346,30 +423,11 @@ class Loader {
     }
   }
 
-  void read_rows(const Job& job, size_t from, size_t to, Example* out) const {
-    std::atomic<size_t> first_bad{to};
-    std::string message;
-    std::mutex mutex;
-#pragma omp parallel for schedule(dynamic, 8)
-    for (size_t i = from; i < to; ++i) {
-      if (i > first_bad) continue;
-      try {
-        out[i - from] = read(job, i);
-      } catch (const std::exception& e) {
-        const std::lock_guard lock(mutex);
-        if (i >= first_bad) continue;
-        first_bad = i;
-        message = e.what();
-      }
-    }
-    if (first_bad < to) throw Error(message);
-  }
-
   const TrainConfig& config_;
   const SampleEncoder* encoder_;
   bool chat_descriptions_;
   const TaskSet::Progress& progress_;
-  std::vector<Source> sources_;
+  std::vector<TaskSource> sources_;
   std::vector<Job> jobs_;
 };
 

@@ -35,9 +35,13 @@ class SampleEncoder {
                 const OrderedJson& tokens, bool completion, int64_t max_length);
 
   bool is_chat() const { return chat_.has_value(); }
+  bool takes_system() const { return is_chat() && system_turn_; }
   // The two texts of a sample.
   std::pair<std::string, std::string> render(const Conversation& c) const;
   Example encode(const Conversation& c) const;
+  // The same for who generates: the prompt ends where the answer begins, behind what the template opens a turn with
+  // (<|im_start|>assistant). Of completions only.
+  Example encode_question(const Conversation& c) const;
   Example encode(const std::string& prompt, const std::string& response) const;
 
  private:
@@ -53,8 +57,29 @@ class SampleEncoder {
   size_t max_length_;
 };
 
+// A task as it lies on disk, before its rows are read.
+struct TaskSource {
+  std::string name, path;  // of its folder or its JSON file
+  TaskFormat format;
+  std::shared_ptr<const Json> instructions;  // of a Super-NaturalInstructions file
+
+  // Task `name` of a folder of tasks, as `origin` has it. Error if there is none, or no metadata.
+  static TaskSource open(const std::string& folder, const std::string& name, const std::string& origin);
+  // train, valid or test: the first `most` rows, or all where it is 0. Instructions are divided as TaskSet does it.
+  // Error, naming file and line, for the first row that is wrong, and where there is no row.
+  std::vector<Conversation> read(const std::string& split, size_t most = 0) const;
+};
+
+// The names of all tasks in a folder, sorted. Error if there is none.
+std::vector<std::string> tasks_in(const std::string& folder);
+
+// f(i) for each i of begin .. end, on several threads; then throws, as an Error, what the first i threw, if any did.
+void each_in_parallel(size_t begin, size_t end, const std::function<void(size_t)>& f);
+
 struct Task {
   std::string name;
+  int level = 0;  // as TaskFormat has them
+  bool revealed = false;
   std::vector<std::string> descriptions;         // at most n_descs_per_ds, to train with
   std::vector<std::string> unseen_descriptions;  // of eval_ds_info
   std::vector<Example> train, valid, test;

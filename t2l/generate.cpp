@@ -82,13 +82,18 @@ Tensor one_hot_tasks(const TrainedHypernet& trained, const std::vector<std::stri
   for (size_t i = 0; i < names.size(); ++i) {
     const auto it = std::find(trained.tasks.begin(), trained.tasks.end(), names[i]);
     if (it == trained.tasks.end())
-      fail(
-          "'{}' is none of the {} tasks this one-hot hypernetwork was trained on (the first is {}); --task takes such "
-          "a name",
-          printable(names[i]), trained.tasks.size(), printable(trained.tasks[0]));
+      fail("'{}' is none of the {} tasks this one-hot hypernetwork was trained on (the first is {}); name one of those",
+           printable(names[i]), trained.tasks.size(), printable(trained.tasks[0]));
     e.data<float>()[int64_t(i) * e.dim(1) + (it - trained.tasks.begin())] = 1;
   }
   return e;
+}
+
+Tensor embed_tasks(const TrainedHypernet& trained, const std::vector<std::string>& tasks, const std::string& encoder,
+                   const std::string& base, const EncoderOptions& options) {
+  const Tensor e =
+      trained.one_hot ? one_hot_tasks(trained, tasks) : HypernetEncoder(trained, encoder, base, options).embed(tasks);
+  return e.to(options.device);
 }
 
 std::vector<LoraWeights> generate_adapter(const TrainedHypernet& trained, const Tensor& task) {

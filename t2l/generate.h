@@ -27,6 +27,11 @@ class HypernetEncoder {
 // names.
 Tensor one_hot_tasks(const TrainedHypernet& trained, const std::vector<std::string>& names);
 
+// Tasks as predict() takes them, on the hypernetwork's device: f32 [n, task_dim] of descriptions, by the encoder as
+// HypernetEncoder has it, or of a one-hot hypernetwork's task names.
+Tensor embed_tasks(const TrainedHypernet& trained, const std::vector<std::string>& tasks, const std::string& encoder,
+                   const std::string& base, const EncoderOptions& options);
+
 // The adapter for one task, on the CPU; task: f32 [1, task_dim].
 std::vector<LoraWeights> generate_adapter(const TrainedHypernet& trained, const Tensor& task);
 

@@ -7,22 +7,19 @@
 #include <filesystem>
 
 namespace t2l {
-namespace {
 
-// str.isspace(): a separator of words by its category or by its bidirectional class. ICU's own u_isspace differs.
-bool is_python_space(UChar32 c) {
+bool is_python_space(int32_t c) {
   if (c < 0) return false;
+  // A separator of words by its category or by its bidirectional class. ICU's own u_isspace differs.
   const auto direction = u_charDirection(c);
   return u_charType(c) == U_SPACE_SEPARATOR || direction == U_WHITE_SPACE_NEUTRAL || direction == U_BLOCK_SEPARATOR ||
          direction == U_SEGMENT_SEPARATOR;
 }
 
-}  // namespace
-
-std::string add_full_stop(std::string_view text) {
-  if (text.size() > size_t(INT32_MAX)) fail("a description of {} bytes is too long; shorten it", text.size());
+std::string_view python_strip(std::string_view text) {
+  if (text.size() > size_t(INT32_MAX)) fail("a text of {} bytes is too long; shorten it", text.size());
   int32_t begin = 0, end = int32_t(text.size());
-  UChar32 c = -1;
+  UChar32 c;
   for (int32_t at = begin; at < end; begin = at) {
     U8_NEXT(text.data(), at, end, c);
     if (!is_python_space(c)) break;
@@ -31,8 +28,14 @@ std::string add_full_stop(std::string_view text) {
     U8_PREV(text.data(), begin, at, c);
     if (!is_python_space(c)) break;
   }
-  std::string out(text.substr(size_t(begin), size_t(end - begin)));
-  if (!out.empty() && c >= 0 && u_isalpha(c)) out += '.';
+  return text.substr(size_t(begin), size_t(end - begin));
+}
+
+std::string add_full_stop(std::string_view text) {
+  std::string out(python_strip(text));
+  UChar32 last = -1;
+  if (auto at = int32_t(out.size()); at > 0) U8_PREV(out.data(), 0, at, last);
+  if (last >= 0 && u_isalpha(last)) out += '.';
   return out;
 }
 

@@ -9,6 +9,10 @@
 
 namespace t2l {
 
+// Python's str.isspace(), of one code point, and str.strip().
+bool is_python_space(int32_t c);
+std::string_view python_strip(std::string_view text);
+
 // str.strip() and, if the last character is a letter in Unicode's sense (str.isalpha()), a full stop.
 std::string add_full_stop(std::string_view text);
 

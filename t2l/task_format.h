@@ -45,6 +45,10 @@ struct RowRange {
 struct Conversation {
   std::string system, user, assistant;
   std::string response;  // the assistant's text without what templates put around it
+  struct Turn {
+    std::string user, assistant;
+  };
+  std::vector<Turn> earlier = {};  // examples before the question
 };
 
 struct TaskFormat {
@@ -53,6 +57,9 @@ struct TaskFormat {
   FormatString system, user, prefill, postfill;
   std::string response_field;
   RowRange rows;  // to train on: ds_kwargs.split
+  // Ours: how composed the task is, 0 where it does not say; and whether the form of its input reveals it.
+  int level = 0;
+  bool revealed = false;
 
   // Error, naming file and key.
   static TaskFormat parse(const Json& metadata, const std::string& name, const std::string& where);

@@ -7,9 +7,12 @@
 #include <csignal>
 #include <cstdio>
 #include <cstring>
+#include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <sstream>
+
+#include "transformer/decoder_config.h"
 
 namespace po = boost::program_options;
 
@@ -99,6 +102,14 @@ void CommandLine::parse(int argc, char** argv) {
     dtype = name == "f32" ? DType::F32 : DType::BF16;
   }
   device = select_device(get("device"));
+}
+
+DType CommandLine::base_dtype(const std::string& model_dir) const {
+  if (dtype_given) return dtype;
+  const std::string config = model_dir + "/config.json";
+  const Json read = std::filesystem::exists(config) ? read_json(config) : Json::object();
+  const DType stored = checkpoint_dtype(Object(read, config));
+  return is_fast(device, stored) ? stored : DType::F32;
 }
 
 Device select_device(const std::string& name) {

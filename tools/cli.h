@@ -36,6 +36,9 @@ class CommandLine {
     return has(option) ? values_[option].as<std::vector<std::string>>() : std::vector<std::string>{};
   }
 
+  // --dtype, or what a base model's weights have where the device is fast in it, else f32.
+  DType base_dtype(const std::string& model_dir) const;
+
   bool quiet = false, json = false;
   uint64_t seed = 0;
   Device device = Device::CPU;

@@ -146,7 +146,7 @@ class Program {
   }
 
   int embed() {
-    const TaskEmbedder embedder = TaskEmbedder::load(dir_, {dtype(), cli_.device, {}});
+    const TaskEmbedder embedder = TaskEmbedder::load(dir_, {cli_.base_dtype(dir_), cli_.device, {}});
     std::vector<std::string> texts;
     for (Prompt& p : prompts_) {
       if (!p.error.empty()) throw Error(p.error);
@@ -159,18 +159,10 @@ class Program {
   }
 
   // ---- what needs the model
-  DType dtype() const {
-    if (cli_.dtype_given) return cli_.dtype;
-    const std::string config = dir_ + "/config.json";
-    const Json json = std::filesystem::exists(config) ? read_json(config) : Json::object();
-    const DType stored = checkpoint_dtype(Object(json, config));
-    return is_fast(cli_.device, stored) ? stored : DType::F32;
-  }
-
   void load() {
     Stopwatch watch;
     Progress bar("loading", 1, cli_.quiet);
-    decoder_.emplace(Decoder::load(dir_, {dtype(), cli_.device, [&](int64_t done, int64_t all) {
+    decoder_.emplace(Decoder::load(dir_, {cli_.base_dtype(dir_), cli_.device, [&](int64_t done, int64_t all) {
                                             bar.update(done, all);
                                             stop_if_interrupted(kInterrupted);
                                           }}));
@@ -233,13 +225,11 @@ class Program {
   const Adapter& generated_adapter() {
     TrainedHypernet trained = load_hypernet(cli_.get("hypernet"), {.module_order = {}, .base = dir_});
     for (const std::string& w : trained.warnings) log_line("warning: " + w);
-    const EncoderOptions options{DType::F32, cli_.device, {}};
-    const std::string& text = cli_.get("task");
-    const Tensor task = trained.one_hot ? one_hot_tasks(trained, {text})
-                                        : HypernetEncoder(trained, cli_.get("encoder"), dir_, options).embed({text});
+    const Tensor task =
+        embed_tasks(trained, {cli_.get("task")}, cli_.get("encoder"), dir_, {DType::F32, cli_.device, {}});
     trained.net.parameters().move_to(cli_.device);
     Adapter& a = adapters_["--hypernet"];
-    a = {"the generated adapter", trained.adapter, generate_adapter(trained, task.to(cli_.device))};
+    a = {"the generated adapter", trained.adapter, generate_adapter(trained, task)};
     trained.verified.get();
     return a;
   }
