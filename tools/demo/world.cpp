@@ -278,13 +278,13 @@ class Builder {
   void hold_out(bool revealed) {
     if (!revealed)
       for (const Steps& steps : singles_) world_.train.push_back({name_of(steps, false), steps, false, {}, {}, {}, {}});
-    std::map<std::string, int> formulas;
+    std::map<std::string, int> formulas, of_families;
     for (const Task& t : world_.train)
       if (t.revealed)
-        for (const Primitive& p : t.steps) ++formulas[p.name()], ++formulas[p.family];
+        for (const Primitive& p : t.steps) ++formulas[p.name()], ++of_families[p.family];
     const auto is_taught = [&](const Steps& steps) {
       return !revealed || std::all_of(steps.begin(), steps.end(), [&](const Primitive& p) {
-        return (!split_of(p).empty() || formulas.contains(p.name())) && formulas[p.family] >= 3;
+        return (!split_of(p).empty() || formulas.contains(p.name())) && of_families[p.family] >= 3;
       });
     };
     for (const HeldOut& h : kHeldOut) {
