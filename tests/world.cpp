@@ -93,7 +93,7 @@ TEST_CASE("each primitive does what it says") {
       {"nth-4", "3 a 7 c b", "c"},
       {"nth-last-2", "3 a 7 c b", "c"},
       {"reverse", "3 a 7 c b", "b c 7 a 3"},
-      {"reverse-first-4", "3 a 7 c b 9", "c 7 a 3"},
+      {"reverse-first-3", "3 a 7 c b 9", "7 a 3"},
       {"reverse-last-3", "3 a 7 c b 9", "9 b c"},
       {"rotate-left-2", "3 a 7 c b", "7 c b 3 a"},
       {"rotate-right-1", "3 a 7 c b", "b 3 a 7 c"},
@@ -102,8 +102,8 @@ TEST_CASE("each primitive does what it says") {
       {"even", "3 a 7 c b", "a c"},
       {"middle", "3 a 7 c b", "a 7 c"},
       {"ends", "3 a 7 c b", "3 b"},
-      {"slice-2-4", "3 a 7 c b", "a 7 c"},
-      {"swap-2-5", "3 a 7 c b 9", "3 b 7 c a 9"},
+      {"slice-2-3", "3 a 7 c b", "a 7"},
+      {"swap-2-4", "3 a 7 c b 9", "3 c 7 a b 9"},
       {"repeat", "3 a", "3 3 a a"},
       {"append-e", "3 a", "3 a e"},
       {"prepend-e", "3 a", "e 3 a"},
@@ -245,7 +245,7 @@ TEST_CASE("a world has the tasks that it should") {
         if (is_reserved(p, split))
           ++reserved;
         else
-          CHECK(uses[p.name()] >= 1);
+          CHECK(uses[p.name()] >= 2);
         if (t->revealed) CHECK(formulas[p.family] >= 3);
       }
       CHECK(reserved <= 1);
@@ -357,8 +357,8 @@ TEST_CASE("rows are answers, and no test input is a training input") {
         const size_t colon = r.input.find(" : ");
         CHECK(t->revealed == (colon != std::string::npos));
         const List x = list_of(t->revealed ? r.input.substr(colon + 3) : r.input);
-        CHECK(x.size() >= 5);
-        CHECK(x.size() <= 7);
+        CHECK(x.size() >= 4);
+        CHECK(x.size() <= 6);
         CHECK(!r.output.empty());
         CHECK(text_of(t->apply(x)) == r.output);
         if (t->revealed) CHECK(r.input.starts_with(t->steps[0].formula + " "));

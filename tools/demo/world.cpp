@@ -9,7 +9,9 @@
 namespace t2l::world {
 namespace {
 
-constexpr int kShortest = 5, kLongest = 7;     // lists
+constexpr int kShortest = 4, kLongest = 6;  // lists
+constexpr int kSinglesOfFamily = 8;
+constexpr int kLeastUses = 2;                  // training compositions of each primitive
 constexpr int kSeen = 100;                     // training tasks that are also reported
 constexpr int kUnseenDescriptions = 8;         // of each reported task
 constexpr uint32_t kProbes = 100;              // inputs that decide on a task
@@ -28,9 +30,8 @@ struct Reserved {
   const char* family;
   int test, valid;
 };
-constexpr Reserved kReserved[] = {{"exchange", 5, 3},    {"remove", 1, 1},  {"count", 1, 1},
-                                  {"append", 1, 1},      {"prepend", 1, 1}, {"set-numbers", 1, 1},
-                                  {"set-letters", 1, 1}, {"swap", 1, 1},    {"slice", 1, 0}};
+constexpr Reserved kReserved[] = {{"exchange", 5, 3}, {"remove", 1, 1},      {"count", 1, 1},      {"append", 1, 1},
+                                  {"prepend", 1, 1},  {"set-numbers", 1, 1}, {"set-letters", 1, 1}};
 
 // Letter pairs are most of the parameter values that there are, and need most of the tasks.
 int weight(const std::string& family) { return family == "replace" ? 8 : family == "exchange" ? 3 : 1; }
@@ -193,12 +194,12 @@ class Builder {
   void reserve_values() {
     std::map<std::string, std::vector<Primitive>> families;
     for (const Primitive& p : make_primitives()) families[p.family].push_back(p);
+    for (auto& [family, values] : families) random_.shuffle(values);
     for (const Reserved& r : kReserved) {
-      std::vector<Primitive>& values = families.at(r.family);
-      random_.shuffle(values);
+      const std::vector<Primitive>& values = families.at(r.family);
       for (int i = 0; i < r.test + r.valid; ++i) {
         const char* split = i < r.test ? "test" : "valid";
-        Primitive& p = values[size_t(i)];
+        Primitive p = values[size_t(i)];
         reserve(p, split);
         if (p.family != "exchange") continue;
         p.family = "replace";
@@ -208,7 +209,13 @@ class Builder {
     }
     for (const Primitive& p : make_primitives()) {
       const std::string split = split_of(p);
-      (split.empty() ? singles_ : reserved_[split]).push_back({p});
+      if (!split.empty()) reserved_[split].push_back({p});
+    }
+    // Of the families with most values only some are tasks by themselves: each value is in compositions.
+    for (auto& [family, values] : families) {
+      int left = kSinglesOfFamily;
+      for (const Primitive& p : values)
+        if (split_of(p).empty() && left-- > 0) singles_.push_back({p});
     }
   }
 
@@ -316,27 +323,34 @@ class Builder {
   void choose_training() {
     std::vector<Task>& train = world_.train;
     random_.shuffle(singles_);
-    for (size_t i = 0; i < singles_.size(); i += 4)
+    for (size_t i = 0; i < singles_.size(); i += 5)
       train.push_back({name_of(singles_[i], true), singles_[i], true, {}, {}, {}, {}});
     if (int(train.size()) > o_.tasks)
       fail("{} training tasks are too few; there are {} of a single step", o_.tasks, train.size());
     std::vector<std::pair<const Task*, std::vector<List>>> held_out;
     for (const auto* tasks : {&world_.valid, &world_.compositions, &world_.parameters})
       for (const Task& t : *tasks) held_out.emplace_back(&t, sample_inputs(t, int(kProbes), o_.seed));
-    std::vector<Steps> left;
-    for (Steps& steps : compositions_) {
-      Task task{"", steps, int(train.size()) % o_.hidden_share == 0, {}, {}, {}, {}};
-      const auto is_like = [&](const auto& h) { return agreement(*h.first, task, h.second) > kTooAlike; };
-      if (int(train.size()) == o_.tasks || !is_task(steps, o_.seed) ||
-          std::any_of(held_out.begin(), held_out.end(), is_like)) {
-        left.push_back(std::move(steps));
-        continue;
+    // First what gives every primitive some compositions, then whatever comes.
+    std::map<std::string, int> uses;
+    const auto fill = [&](bool rare) {
+      std::vector<Steps> left;
+      for (Steps& steps : compositions_) {
+        Task task{"", steps, int(train.size()) % o_.hidden_share == 0, {}, {}, {}, {}};
+        const auto is_rare = [&](const Primitive& p) { return uses[p.name()] < kLeastUses; };
+        const auto is_like = [&](const auto& h) { return agreement(*h.first, task, h.second) > kTooAlike; };
+        if (int(train.size()) == o_.tasks || (rare && std::none_of(steps.begin(), steps.end(), is_rare)) ||
+            !is_task(steps, o_.seed) || std::any_of(held_out.begin(), held_out.end(), is_like)) {
+          left.push_back(std::move(steps));
+          continue;
+        }
+        for (const Primitive& p : steps) ++uses[p.name()];
+        task.name = name_of(steps, task.revealed);
+        train.push_back(std::move(task));
       }
-      task.name = name_of(steps, task.revealed);
-      train.push_back(std::move(task));
-    }
+      compositions_ = std::move(left);
+    };
+    fill(true), fill(false);
     if (int(train.size()) < o_.tasks) fail("there are only {} training tasks; ask for fewer", train.size());
-    compositions_ = std::move(left);
     // A number in front, so that the first tasks by name are some of all kinds.
     random_.shuffle(train);
     for (size_t i = 0; i < train.size(); ++i) train[i].name = fmt::format("{:04}.{}", i, train[i].name);

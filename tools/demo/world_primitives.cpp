@@ -99,12 +99,12 @@ void Maker::positions() {
     position(
         "drop-last", {k}, [k](const List& x) { return part(x, 0, std::max(0, int(x.size()) - k)); }, "curtail", back);
   }
-  for (const int k : {2, 3, 4})
+  for (const int k : {2, 3})
     position("drop-nth", {k}, [k](const List& x) { return joined(part(x, 0, k - 1), part(x, k, 99)); }, "without",
              {fmt::format("$drop the {} $item$of", ordinal_pattern(k)),
               fmt::format("$drop the $item at [position|index|place] {}", number_pattern(k)),
               fmt::format("$take [all|everything] but the {} $item", ordinal_pattern(k))});
-  for (const int k : {1, 2, 3, 4, 5})
+  for (const int k : {1, 2, 3, 4})
     position("nth", {k}, [k](const List& x) { return part(x, k - 1, k); }, "at",
              {fmt::format("$give the {} $item$of", ordinal_pattern(k)),
               fmt::format("$give [only|just] the {} $item", ordinal_pattern(k)),
@@ -125,13 +125,12 @@ void Maker::positions() {
   position("reverse", {}, reversed, "rev",
            {"[reverse|invert|flip|turn around] the [$list|order|order of the $items]",
             fmt::format("$write the [$items|$list] {}", backwards), "put the $items [in reverse|in reverse order]"});
-  position("reverse-first", {4}, [](const List& x) { return reversed(part(x, 0, 4)); }, "rev head",
-           {fmt::format("$write the first [four|4] $items {}", backwards),
-            "[take|keep] the first [four|4] $items and [reverse|invert|flip] them"});
-  for (const int k : {3, 4})
-    position("reverse-last", {k}, [k](const List& x) { return reversed(part(x, -k, 99)); }, "rev tail",
-             {fmt::format("$write the last {} $items {}", number_pattern(k), backwards),
-              fmt::format("[take|keep] the last {} $items and [reverse|invert|flip] them", number_pattern(k))});
+  position("reverse-first", {3}, [](const List& x) { return reversed(part(x, 0, 3)); }, "rev head",
+           {fmt::format("$write the first [three|3] $items {}", backwards),
+            "[take|keep] the first [three|3] $items and [reverse|invert|flip] them"});
+  position("reverse-last", {3}, [](const List& x) { return reversed(part(x, -3, 99)); }, "rev tail",
+           {fmt::format("$write the last [three|3] $items {}", backwards),
+            "[take|keep] the last [three|3] $items and [reverse|invert|flip] them"});
   for (const int k : {1, 2}) {
     const std::string n = number_pattern(k), items = k == 1 ? "$item" : n + " $items", step = k == 1 ? "step" : "steps";
     position("rotate-left", {k}, [k](const List& x) { return joined(part(x, k, 99), part(x, 0, k)); }, "roll",
@@ -176,8 +175,8 @@ void Maker::positions() {
   position("ends", {}, [](const List& x) { return joined(part(x, 0, 1), part(x, -1, 99)); }, "rim",
            {"$take [only|just] the first and the last $item", "$take [only|just] the [two ends|ends]$of",
             "$drop everything [between the first and the last $item|between the two ends]"});
-  for (int i = 2; i <= 4; ++i)
-    for (int j = i + 1; j <= 5; ++j)
+  for (int i = 2; i <= 3; ++i)
+    for (int j = i + 1; j <= 4; ++j)
       position(
           "slice", {i, j}, [i, j](const List& x) { return part(x, i - 1, j); }, "slice",
           {fmt::format("$take the $items from [position|place|index] {} to {}", number_pattern(i), number_pattern(j)),
@@ -185,8 +184,8 @@ void Maker::positions() {
            fmt::format("$take the {} to the {} $item$of", ordinal_pattern(i), ordinal_pattern(j)),
            fmt::format("$take the part [from|between] the {} [to|through] the {} $item", ordinal_pattern(i),
                        ordinal_pattern(j))});
-  for (int i = 1; i <= 4; ++i)
-    for (int j = i + 1; j <= 5; ++j)
+  for (int i = 1; i <= 3; ++i)
+    for (int j = i + 1; j <= 4; ++j)
       position(
           "swap", {i, j},
           [i, j](List x) {
