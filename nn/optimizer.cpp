@@ -12,11 +12,17 @@ Optimizer::Optimizer(Parameters& parameters, AdamW settings)
 
 float Optimizer::step(double lr) {
   settings_.lr = lr;
-  Tensor p = parameters_.values();
-  const Tensor& g = parameters_.grads();
+  const Tensor p = parameters_.values(), g = parameters_.grads();
   Tensor squared_norm = Tensor::empty({1}, DType::F32, p.device());
   backend(p).sum_squares(squared_norm, g);
-  backend(p).adamw(p, m_, v_, g, &squared_norm, settings_);
+  AdamW settings = settings_;
+  int64_t begin = 0;
+  for (const int64_t end : {parameters_.decaying(), p.size()}) {
+    Tensor ps = p.slice(begin, end), ms = m_.slice(begin, end), vs = v_.slice(begin, end);
+    if (begin < end) backend(p).adamw(ps, ms, vs, g.slice(begin, end), &squared_norm, settings);
+    begin = end;
+    settings.weight_decay = 0;
+  }
   ++settings_.step;
   parameters_.clear_grads();
   return std::sqrt(squared_norm.to_vector<float>()[0]);

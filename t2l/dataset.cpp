@@ -73,16 +73,21 @@ SampleEncoder SampleEncoder::load(const std::string& dir, const std::string& nam
   }
 }
 
-OrderedJson SampleEncoder::turns(const Conversation& c) const {
+OrderedJson SampleEncoder::turns(const Conversation& c, Turns before) const {
   OrderedJson messages = OrderedJson::array();
   if (system_turn_ || !c.system.empty()) messages.push_back({{"role", "system"}, {"content", c.system}});
+  for (const Conversation* turn : before) {
+    messages.push_back({{"role", "user"}, {"content", turn->user}});
+    messages.push_back({{"role", "assistant"}, {"content", turn->assistant}});
+  }
   messages.push_back({{"role", "user"}, {"content", c.user}});
   return messages;
 }
 
-std::pair<std::string, std::string> SampleEncoder::render(const Conversation& c) const {
+std::pair<std::string, std::string> SampleEncoder::render(const Conversation& c, Turns before) const {
+  T2L_CHECK(chat_ || before.empty(), "earlier turns without a chat template");
   if (!chat_) return {c.user, c.response};
-  OrderedJson messages = turns(c);
+  OrderedJson messages = turns(c, before);
   std::string prompt = chat_->render(messages, false);
   const OrderedJson answer = {{"role", "assistant"}, {"content", c.assistant}};
   if (response_alone_) return {std::move(prompt), chat_->render(OrderedJson::array({answer}), false)};
@@ -92,8 +97,8 @@ std::pair<std::string, std::string> SampleEncoder::render(const Conversation& c)
   return {prompt, all.substr(prompt.size())};
 }
 
-Example SampleEncoder::encode(const Conversation& c) const {
-  const auto [prompt, response] = render(c);
+Example SampleEncoder::encode(const Conversation& c, Turns before) const {
+  const auto [prompt, response] = render(c, before);
   return encode(prompt, response);
 }
 
@@ -236,6 +241,7 @@ class Loader {
     const Source& source = sources_.emplace_back(open_task(config_.data, name, origin));
     Task& task = tasks.emplace_back();
     task.name = name;
+    task.level = source.format.level;
     task.descriptions = source.format.descriptions;
     if (config_.n_descs_per_ds > 0 && size_t(config_.n_descs_per_ds) < task.descriptions.size())
       task.descriptions.resize(size_t(config_.n_descs_per_ds));
@@ -305,7 +311,7 @@ class Loader {
     return fmt::format("{}:{}", job.lines.file.path(), job.lines.rows[row].second);
   }
 
-  Example read(const Job& job, size_t row) const {
+  Example read(const Job& job, size_t row, Conversation* conversation) const {
     const Source& source = *job.source;
     Json json = source.instructions ? TaskFormat::instance(*source.instructions, row, source.path)
                                     : parse_json(job.lines.rows[row].first, place(job, row));
@@ -317,11 +323,12 @@ class Loader {
             context = it->get<std::string>();
         if (context.empty()) fail("has no field 'context', which use_per_sample_desc makes its description");
       }
-      const Conversation c = source.format.format(std::move(json));
+      Conversation c = source.format.format(std::move(json));
       Example out = encoder_->encode(c);
       if (config_.use_per_sample_desc) out.text = std::move(context);
       if (config_.use_inp_as_desc) out.text = chat_descriptions_ ? encoder_->render(c).first : c.user;
       if (config_.use_default_desc) out.text = c.user.substr(0, c.user.find("\n\n"));
+      if (conversation) *conversation = std::move(c);
       return out;
     } catch (const Error& e) {
       fail("{}: {}", place(job, row), e.what());
@@ -334,6 +341,7 @@ class Loader {
     for (Job& job : jobs_) {
       std::vector<Example>& out = job.task->*job.split;
       out.resize(job.end - job.begin);
+      if (config_.verb == Verb::Pretrain && job.split == &Task::train) job.task->conversations.resize(out.size());
       constexpr size_t kChunk = 4096;  // rows between two calls of progress()
       for (size_t from = job.begin; from < job.end; from += kChunk) {
         const size_t to = std::min(job.end, from + kChunk);
@@ -346,6 +354,9 @@ class Loader {
   }
 
   void read_rows(const Job& job, size_t from, size_t to, Example* out) const {
+    Conversation* const kept = job.split == &Task::train && !job.task->conversations.empty()
+                                   ? job.task->conversations.data() + (from - job.begin)
+                                   : nullptr;
     std::atomic<size_t> first_bad{to};
     std::string message;
     std::mutex mutex;
@@ -353,7 +364,7 @@ class Loader {
     for (size_t i = from; i < to; ++i) {
       if (i > first_bad) continue;
       try {
-        out[i - from] = read(job, i);
+        out[i - from] = read(job, i, kept ? kept + (i - from) : nullptr);
       } catch (const std::exception& e) {
         const std::lock_guard lock(mutex);
         if (i >= first_bad) continue;

@@ -6,6 +6,7 @@
 // as the official code does it (data.py, preprocessing.py, utils.py: get_inp_tokenize_fn), id for id.
 #pragma once
 #include <functional>
+#include <span>
 
 #include "t2l/task_format.h"
 #include "t2l/train_config.h"
@@ -35,13 +36,14 @@ class SampleEncoder {
                 const OrderedJson& tokens, bool completion, int64_t max_length);
 
   bool is_chat() const { return chat_.has_value(); }
-  // The two texts of a sample.
-  std::pair<std::string, std::string> render(const Conversation& c) const;
-  Example encode(const Conversation& c) const;
+  // The two texts of a sample. before: earlier turns, for a chat, of which only user and assistant are read.
+  using Turns = std::span<const Conversation* const>;
+  std::pair<std::string, std::string> render(const Conversation& c, Turns before = {}) const;
+  Example encode(const Conversation& c, Turns before = {}) const;
   Example encode(const std::string& prompt, const std::string& response) const;
 
  private:
-  OrderedJson turns(const Conversation& c) const;
+  OrderedJson turns(const Conversation& c, Turns before = {}) const;
 
   Tokenizer tokenizer_;
   std::optional<ChatTemplate> chat_;
@@ -58,6 +60,8 @@ struct Task {
   std::vector<std::string> descriptions;         // at most n_descs_per_ds, to train with
   std::vector<std::string> unseen_descriptions;  // of eval_ds_info
   std::vector<Example> train, valid, test;
+  int64_t level = 0;
+  std::vector<Conversation> conversations;  // of `train`, for pretraining, which renders them with what it draws
 };
 
 struct TaskSet {

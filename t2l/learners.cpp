@@ -5,6 +5,7 @@
 
 #include "t2l/apply_adapter.h"
 #include "t2l/generate.h"
+#include "t2l/pretrain.h"
 #include "transformer/model_lookup.h"
 
 namespace t2l {
@@ -299,8 +300,6 @@ void check_built(const TrainConfig& c) {
       {c.use_inp_as_desc, "use_inp_as_desc"},
       {c.use_per_sample_desc, "use_per_sample_desc"},
       {uses_hypernet(c.verb) && !c.use_per_task_emb && !c.use_one_hot_task_emb, "use_per_task_emb: false"},
-      {c.min_lr_frac != 0, "min_lr_frac"},
-      {c.gist_mask, "gist_mask"},
       {!c.export_official.empty(), "export_official"},
       {c.dry_run, "dry_run"},
   };
@@ -318,10 +317,16 @@ std::unique_ptr<Learner> make_learner(const TrainConfig& c, DType dtype, Device 
     case Verb::Reconstruct: return std::make_unique<ReconstructLearner>(c, device);
     case Verb::Lora:
     case Verb::Multitask: return std::make_unique<LoraLearner>(c, dtype, device, progress);
+    case Verb::Pretrain: return make_pretrain_learner(c, dtype, device, progress);
     default:
-      throw UsageError(
-          fmt::format("{}: is not built yet; there are lora, multitask, reconstruct and sft", name_of(c.verb)));
+      throw UsageError(fmt::format("{}: is not built yet; there are pretrain, lora, multitask, reconstruct and sft",
+                                   name_of(c.verb)));
   }
+}
+
+int64_t updates_of(const TrainConfig& c, const Sampler& sampler) {
+  const int64_t iterations = sampler.recorded() ? sampler.recorded() : c.epochs * sampler.batches_per_epoch();
+  return c.steps && !sampler.recorded() ? c.steps : iterations / c.grad_accum_steps;
 }
 
 TrainPlan plan_of(const TrainConfig& c, const Learner& learner) {
@@ -334,8 +339,9 @@ TrainPlan plan_of(const TrainConfig& c, const Learner& learner) {
   p.official_accumulation = c.compat == "official";
   p.schedule.decay = c.schedule == "cosine" ? Schedule::Decay::Cosine : Schedule::Decay::Linear;
   p.schedule.peak = c.lr;
+  p.schedule.floor = c.min_lr_frac;
   p.schedule.warmup = int64_t(c.warmup_frac * double(p.iterations) / double(p.accumulate));
-  p.schedule.total = p.iterations / p.accumulate;
+  p.schedule.total = updates_of(c, sampler);
   p.adamw = {.lr = c.lr, .beta2 = c.adam_beta2, .weight_decay = c.weight_decay, .max_norm = c.max_grad_norm};
   p.save_every = c.save_freq == TrainConfig::kNever ? 0 : c.save_freq;
   p.keep_last = c.keep_last;

@@ -46,7 +46,7 @@ SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapte
   loss.tokens = begin;
   loss.response_tokens = int64_t(rows.size());
 
-  const Var hidden = base.hidden(tokens, &adapters);
+  const Var hidden = base.hidden(tokens, adapters.layers.empty() ? nullptr : &adapters);
   const Var sft = base.loss(gather_rows(hidden, Tensor::from(rows, on)), Tensor::from(targets, on),
                             Tensor::from(weights, on), options.label_smoothing);
   loss.sft = sft.value;

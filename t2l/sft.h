@@ -31,9 +31,9 @@ struct SftLoss {
 // What the random numbers of a training step are drawn by.
 RandomKey step_key(uint64_t seed, int64_t step);
 
-// adapters: as TokenBatch takes them, with gradients. generated: what they were made of, for the L2 term; may be null.
-// Dropout and noise are drawn by `key`, of step_key(); null: evaluation, without any.
-// Error if no label of the batch asks for anything, or of a sample where samples weigh alike.
+// adapters: as TokenBatch takes them, with gradients; without layers: none, the base model learns itself. generated:
+// what they were made of, for the L2 term; may be null. Dropout and noise are drawn by `key`, of step_key(); null:
+// evaluation, without any. Error if no label of the batch asks for anything, or of a sample where samples weigh alike.
 SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapters,
                  const std::vector<ModuleAdapters>* generated, const SftOptions& options, const RandomKey* key);
 

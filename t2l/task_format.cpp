@@ -232,6 +232,7 @@ TaskFormat TaskFormat::parse(const Json& metadata, const std::string& name, cons
   out.prefill = get("assistant_prefill", false);
   out.postfill = get("assistant_postfill", false);
   out.response_field = o.get_string("response_field");
+  out.level = o.get_int_or("level", 0, 0, 1 << 20);
   if (o.has("ds_kwargs")) try {
       out.rows = RowRange::parse(o.get_object("ds_kwargs").get_string_or("split", "train"));
     } catch (const Error& e) {

@@ -52,7 +52,8 @@ struct TaskFormat {
   std::vector<std::string> descriptions;
   FormatString system, user, prefill, postfill;
   std::string response_field;
-  RowRange rows;  // to train on: ds_kwargs.split
+  RowRange rows;      // to train on: ds_kwargs.split
+  int64_t level = 0;  // how hard it is, for pretraining's curriculum; our own key
 
   // Error, naming file and key.
   static TaskFormat parse(const Json& metadata, const std::string& name, const std::string& where);

@@ -148,6 +148,7 @@ const std::vector<Option>& options() {
       Option("seed", &C::seed, "of all random numbers"),
       Option("recompute", &C::recompute, "activations in backward; less memory"),
       // ---- pretraining
+      Option("initializer", &C::initializer, "of a new model's matrices").one_of({"normal", "lecun_normal"}),
       Option("gist_mask", &C::gist_mask, "answers see the description through its last token only"),
       Option("curriculum", &C::curriculum, "part of the updates that keeps to simple tasks").within(0, 1),
       Option("p_no_description", &C::p_no_description, "prompts without description").within(0, 1),
@@ -346,6 +347,7 @@ void set_defaults(TrainConfig& c) {
       c.use_per_task_emb = false;
       c.lr = 2.5e-3, c.weight_decay = 0.05, c.adam_beta2 = 0.98, c.schedule = "cosine", c.min_lr_frac = 0.05;
       c.warmup_frac = 0.02, c.label_smoothing = 0, c.neftune_noise_alpha = 0, c.batch_size = 64;
+      c.equally_weight_sample = false, c.gist_mask = true, c.p_no_description = 0.12, c.p_shots = 0.1;
       break;
     case Verb::Lora:
       c.use_per_task_emb = c.equally_weight_sample = false;
@@ -496,6 +498,11 @@ void TrainConfig::finish(const std::string& where) {
                                                            {"p_shots", p_shots > 0}};
     for (const auto& [key, on] : of_pretraining)
       if (on) wrong(key, fmt::format("is for pretrain; {} has no use for it, remove it", name_of(verb)));
+  } else {
+    if (p_no_description + p_shots > 1)
+      wrong("p_shots", fmt::format("{} and p_no_description {} are more than 1 together; lower one of them", p_shots,
+                                   p_no_description));
+    if (!data_order.empty()) wrong("data_order", "has no use in pretrain, which draws its batches; remove it");
   }
   if (target_modules.empty()) wrong("target_modules", "is empty; name the layers to adapt, like q_proj");
   for (const auto* list : {&target_modules, &train_ds_names}) {

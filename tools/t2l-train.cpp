@@ -12,11 +12,12 @@ using namespace t2l;
 namespace {
 
 // Options that are read, since official configs have them, but do nothing yet: --help does not list them.
-constexpr const char* kNotBuilt[] = {"dry_run",         "export_official",     "mt_lora_path", "learnable_AB_offset",
-                                     "use_inp_as_desc", "use_per_sample_desc", "min_lr_frac",  "gist_mask",
-                                     "curriculum",      "p_no_description",    "p_shots",      "val_freq",
-                                     "val_batch_size",  "keep_best",           "patience",     "also_val_on_train",
-                                     "skip_eval"};
+constexpr const char* kNotBuilt[] = {"dry_run",           "export_official",
+                                     "mt_lora_path",      "learnable_AB_offset",
+                                     "use_inp_as_desc",   "use_per_sample_desc",
+                                     "val_freq",          "val_batch_size",
+                                     "keep_best",         "patience",
+                                     "also_val_on_train", "skip_eval"};
 
 std::string help_of(Verb verb) {
   std::string listed;
@@ -28,8 +29,8 @@ std::string help_of(Verb verb) {
 }
 
 constexpr const char* kUsage =
-    "Trains adapters and hypernetworks.\n\n"
-    "Usage: t2l-train lora|multitask|reconstruct|sft --config FILE.yaml --data DIR --out DIR [--key=value ..] "
+    "Trains adapters, hypernetworks and small base models.\n\n"
+    "Usage: t2l-train pretrain|lora|multitask|reconstruct|sft --config FILE.yaml --data DIR --out DIR [--key=value ..] "
     "[--resume]\n";
 
 int run(int argc, char** argv) {
@@ -42,7 +43,8 @@ int run(int argc, char** argv) {
     return 0;
   }
   if (arguments.empty() || arguments[0].starts_with("-")) {
-    if (!given("--help")) throw UsageError("t2l-train: say what to learn: lora, multitask, reconstruct or sft");
+    if (!given("--help"))
+      throw UsageError("t2l-train: say what to learn: pretrain, lora, multitask, reconstruct or sft");
     fmt::print("{}\nt2l-train VERB --help lists the options of each.\n", kUsage);
     return 0;
   }
@@ -59,8 +61,8 @@ int run(int argc, char** argv) {
   if (c.data.empty() || c.out.empty()) throw UsageError("--data and --out are needed; see t2l-train --help");
   if (c.threads > 0) omp_set_num_threads(int(c.threads));
   const Device device = select_device(c.device);
-  const DType dtype =
-      c.base_dtype == "bf16" || (c.base_dtype.empty() && is_fast(device, DType::BF16)) ? DType::BF16 : DType::F32;
+  const bool bf16_by_default = verb != Verb::Pretrain && is_fast(device, DType::BF16);
+  const DType dtype = c.base_dtype == "bf16" || (c.base_dtype.empty() && bf16_by_default) ? DType::BF16 : DType::F32;
   for (const std::string& w : c.warnings) log_line("warning: " + w);
   if (!c.eval_ds_info.empty() && !c.skip_eval)
     log_line("warning: validation is not built yet; the run trains without it, and without early stopping");

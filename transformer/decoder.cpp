@@ -74,11 +74,16 @@ std::vector<Decoder::Parameter> Decoder::parameters() {
   return all;
 }
 
-void Decoder::initialise(uint64_t seed) {
+void Decoder::initialise(uint64_t seed, Initializer kind) {
   for (const Parameter& p : parameters()) {
+    float std = config_.initializer_range;
+    if (kind == Initializer::LecunNormal && p.name.ends_with("_proj.weight")) {
+      const bool residual = p.name.ends_with("o_proj.weight") || p.name.ends_with("down_proj.weight");
+      std = 1 / std::sqrt(float(p.shape[1]) * float(residual ? 2 * config_.layers : 1));
+    }
     Tensor w = Tensor::empty(p.shape, DType::F32, options_.device);
     if (p.shape.rank() > 1)
-      backend(w).random_normal(w, 0, 0.02f, {seed, stream_of(p.name)});
+      backend(w).random_normal(w, 0, std, {seed, stream_of(p.name)});
     else
       w = Tensor::full(p.shape, p.name.ends_with("norm.weight") && !config_.gemma ? 1 : 0, options_.device);
     *p.value = w.to(options_.dtype);
@@ -93,7 +98,7 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
   p.tokens = int64_t(packed.ids.size());
   p.ids = Tensor::from(packed.ids, on);
 
-  std::vector<int32_t> k_begin(packed.offsets.begin(), packed.offsets.end() - 1), past(size_t(samples), 0), rows;
+  std::vector<int32_t> k_begin(packed.offsets.begin(), packed.offsets.end() - 1), past(size_t(samples), 0), rows, gist;
   T2L_CHECK(batch.sequences.empty() || (cache && int64_t(batch.sequences.size()) == samples), "{} sequences for {}",
             batch.sequences.size(), samples);
   for (int64_t s = 0; cache && s < samples; ++s) {
@@ -108,11 +113,19 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
       rows.push_back(k_begin[size_t(s)] + position);
     }
   }
+  for (int64_t s = 0; config_.gist_token >= 0 && s < samples; ++s) {
+    const std::vector<int32_t>& ids = batch.ids[size_t(s)];
+    int32_t fresh = -1;
+    int32_t& first = cache ? cache->gist(batch.sequences.empty() ? s : batch.sequences[size_t(s)]) : fresh;
+    if (const auto at = std::find(ids.begin(), ids.end(), config_.gist_token); first < 0 && at != ids.end())
+      first = past[size_t(s)] + int32_t(at - ids.begin());
+    gist.push_back(first > 1 ? first : 0);
+  }
   p.cache = cache;
   if (cache) p.cache_rows = Tensor::from(rows, on);
   for (const int32_t window : config_.windows)
     if (!p.spans.contains(window)) {
-      p.spans[window] = cached_spans(packed.offsets, k_begin, past, config_.attention_scale, window, on);
+      p.spans[window] = cached_spans(packed.offsets, k_begin, past, config_.attention_scale, window, on, gist);
       p.spans[window].softcap = config_.attention_softcap;
     }
 
