@@ -53,8 +53,7 @@ class PretrainLearner final : public Learner {
     std::optional<Decoder> start;
     if (c.init_from.empty()) {
       start.emplace(model_config_, f32);
-      start->initialise(uint64_t(c.seed), c.initializer == "lecun_normal" ? Decoder::Initializer::LecunNormal
-                                                                          : Decoder::Initializer::Normal);
+      start->initialise(uint64_t(c.seed));
     } else {
       start.emplace(model_config_,
                     SafeTensors::open(find_model(c.init_from, "give the folder of a model as init_from")), f32);

@@ -85,7 +85,6 @@ struct TrainConfig {
   bool recompute = false;  // activations of a block, in backward, instead of keeping them
 
   // ---- pretraining (the small world)
-  std::string initializer = "normal";
   bool gist_mask = false;  // pretrain's default is true: as the model's config.json says
   double curriculum = 0, p_no_description = 0, p_shots = 0;
 

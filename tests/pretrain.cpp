@@ -84,9 +84,15 @@ struct World {
   SampleEncoder encoder() const { return SampleEncoder::load(base, base, true, 512); }
 };
 
-const Json kSmall{
-    {"hidden_size", 32}, {"intermediate_size", 48}, {"num_attention_heads", 4}, {"num_key_value_heads", 2},
-    {"head_dim", 8},     {"num_hidden_layers", 2},  {"rope_scaling", nullptr},  {"tie_word_embeddings", true}};
+const Json kSmall{{"hidden_size", 32},
+                  {"intermediate_size", 48},
+                  {"num_attention_heads", 4},
+                  {"num_key_value_heads", 2},
+                  {"head_dim", 8},
+                  {"num_hidden_layers", 2},
+                  {"rope_scaling", nullptr},
+                  {"tie_word_embeddings", true},
+                  {"initializer_range", 0.15}};
 
 std::vector<Json> rows_of(const std::string& out) {
   std::vector<Json> rows = json_lines(read_text_file(out + "/metrics.jsonl"), out);
@@ -186,12 +192,11 @@ TEST_CASE("gradients of every weight against finite differences") {
       const World w({{"tie_word_embeddings", tied}, {"gist_token_id", kSep}}, family);
       CAPTURE(family, tied);
       const std::unique_ptr<Learner> learner =
-          make_learner(w.config("p_shots: 0.3\nlabel_smoothing: 0.1\ninitializer: lecun_normal\nbatch_size: 4\n"),
-                       DType::F32, Device::CPU);
+          make_learner(w.config("p_shots: 0.3\nlabel_smoothing: 0.1\nbatch_size: 4\n"), DType::F32, Device::CPU);
       Parameters& p = learner->parameters();
       // Away from the start, where norms are 1 and biases 0.
       Tensor noise = Tensor::empty(p.values().shape());
-      backend(noise).random_normal(noise, 0, 0.05f, {77, 0});
+      backend(noise).random_normal(noise, 0, 0.1f, {77, 0});
       for (const std::string& name : p.names()) {
         const auto [begin, end] = *p.place(name);
         Tensor here = p.values().slice(begin, end);
@@ -249,27 +254,26 @@ TEST_CASE("norms and biases do not decay") {
 
 TEST_CASE("initial weights") {
   const World w(kSmall);
-  const auto deviation = [&](const std::string& name, const std::string& more) {
-    const std::unique_ptr<Learner> learner = make_learner(w.config(more), DType::F32, Device::CPU);
+  const auto deviation = [](const std::string& name, const World& world) {
+    const std::unique_ptr<Learner> learner = make_learner(world.config(), DType::F32, Device::CPU);
     double sum = 0;
     const Values x = values(learner->parameters().value(name));
     for (const float v : x) sum += double(v) * v;
     return std::sqrt(sum / double(x.size()));
   };
-  const std::string up = "model.layers.1.mlp.up_proj.weight", down = "model.layers.1.mlp.down_proj.weight";
-  CHECK(deviation(up, "") == Approx(0.02).epsilon(0.1));
-  CHECK(deviation(down, "") == Approx(0.02).epsilon(0.1));
-  CHECK(deviation(up, "initializer: lecun_normal\n") == Approx(1 / std::sqrt(32.)).epsilon(0.1));
-  CHECK(deviation(down, "initializer: lecun_normal\n") == Approx(1 / std::sqrt(48. * 4)).epsilon(0.1));
-  CHECK(deviation("model.embed_tokens.weight", "initializer: lecun_normal\n") == Approx(0.02).epsilon(0.1));
-  CHECK(deviation("model.norm.weight", "") == 1);
+  CHECK(deviation("model.layers.1.mlp.down_proj.weight", w) == Approx(0.15).epsilon(0.1));
+  CHECK(deviation("model.embed_tokens.weight", w) == Approx(0.15).epsilon(0.1));
+  CHECK(deviation("model.norm.weight", w) == 1);
+  Json wide = kSmall;
+  wide["initializer_range"] = 0.5;
+  CHECK(deviation("model.layers.0.self_attn.q_proj.weight", World(wide)) == Approx(0.5).epsilon(0.1));
 }
 
 TEST_CASE("a small model learns tasks by description and by example, and its folder is complete") {
   const World w(kSmall);
   const std::string out = w.scratch / "out";
-  const Run r = w.train(out, {"--steps=600", "--lr=0.005", "--batch_size=32", "--initializer=lecun_normal",
-                              "--p_no_description=0.05", "--p_shots=0.35", "--curriculum=0.2", "--json"});
+  const Run r = w.train(out, {"--steps=600", "--lr=0.005", "--batch_size=32", "--p_no_description=0.05",
+                              "--p_shots=0.35", "--curriculum=0.2", "--json"});
   INFO(r.err);
   REQUIRE(r.status == 0);
   const std::vector<Json> rows = rows_of(out);
@@ -360,6 +364,42 @@ TEST_CASE("a resumed run of pretraining ends with the bytes of an uninterrupted 
   }
 }
 
+TEST_CASE("transformers reads what pretraining wrote") {
+  const char* python = std::getenv("T2L_PYTHON");
+  if (!python) return skip("set T2L_PYTHON to a Python that has torch and transformers");
+  for (const char* family : {"llama3", "gemma2", "llama_bias", "qwen2"}) {
+    CAPTURE(family);
+    const World w({{"rope_scaling", nullptr}}, family);
+    const std::string out = w.scratch / "out";
+    REQUIRE(w.train(out, {"--steps=3"}).status == 0);
+    const std::vector<int32_t> ids = ids_of("(|bc!B");
+    const NoGrad no_grad;
+    const Decoder d = Decoder::load(out);
+    write_safetensors(w.scratch / "ours.safetensors", {{"logits", d.logits(d.hidden({.ids = {ids}}).value)}});
+    w.scratch.write("check.py", R"(
+import sys, torch, safetensors.torch, transformers
+d = sys.argv[1]
+model, info = transformers.AutoModelForCausalLM.from_pretrained(d + '/out', output_loading_info=True, attn_implementation='eager')
+assert not info['missing_keys'] and not info['unexpected_keys'], info
+tokenizer = transformers.AutoTokenizer.from_pretrained(d + '/out')
+turns = [{'role': 'system', 'content': ''}, {'role': 'user', 'content': 'bc'}]
+ids = tokenizer.apply_chat_template(turns, tokenize=True)
+assert ids == [int(i) for i in sys.argv[2].split(',')][:-1], ids
+ids = torch.tensor([[int(i) for i in sys.argv[2].split(',')]])
+want = safetensors.torch.load_file(d + '/ours.safetensors')['logits']
+got = model(ids).logits[0].detach()
+assert (got - want).norm() < 1e-5 * want.norm(), (got - want).norm() / want.norm()
+assert model.generation_config.eos_token_id == 2
+)");
+    const int status =
+        std::system(fmt::format("{} -W ignore {} {} {} >{} 2>&1", quoted(python), quoted(w.scratch / "check.py"),
+                                quoted(w.scratch.path.string()), fmt::join(ids, ","), quoted(w.scratch / "said"))
+                        .c_str());
+    INFO(read_text_file(w.scratch / "said"));
+    CHECK(status == 0);
+  }
+}
+
 TEST_CASE("recomputed blocks and threads do not change pretraining") {
   const World w(kSmall);
   const std::string one = w.scratch / "one";
@@ -376,8 +416,7 @@ TEST_CASE("on the device, and in bf16, pretraining takes the same course") {
   if (!has_cuda()) return skip("no CUDA device, real or emulated");
   const World w(kSmall);
   const auto losses = [&](DType dtype, Device device) {
-    const std::unique_ptr<Learner> learner =
-        make_learner(w.config("batch_size: 4\ninitializer: lecun_normal\n"), dtype, device);
+    const std::unique_ptr<Learner> learner = make_learner(w.config("batch_size: 4\n"), dtype, device);
     Optimizer optimizer(learner->parameters(), {.weight_decay = 0.05, .max_norm = 1});
     Values all;
     for (int64_t i = 0; i < 4; ++i) {
@@ -403,7 +442,6 @@ TEST_CASE("what pretraining refuses") {
   refused("p_shots: 0.7\np_no_description: 0.5\n", {"p_shots", "more than 1"});
   refused("p_shots: 1.5\n", {"p_shots", "from 0 to 1"});
   refused("data_order: x\n", {"data_order"});
-  refused("initializer: zeros\n", {"initializer", "lecun_normal"});
   refused("init_from: /nowhere\n", {"/nowhere"});
   const World other(Json{{"num_hidden_layers", 1}});
   const std::string out = other.scratch / "out";

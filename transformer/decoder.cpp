@@ -74,16 +74,11 @@ std::vector<Decoder::Parameter> Decoder::parameters() {
   return all;
 }
 
-void Decoder::initialise(uint64_t seed, Initializer kind) {
+void Decoder::initialise(uint64_t seed) {
   for (const Parameter& p : parameters()) {
-    float std = config_.initializer_range;
-    if (kind == Initializer::LecunNormal && p.name.ends_with("_proj.weight")) {
-      const bool residual = p.name.ends_with("o_proj.weight") || p.name.ends_with("down_proj.weight");
-      std = 1 / std::sqrt(float(p.shape[1]) * float(residual ? 2 * config_.layers : 1));
-    }
     Tensor w = Tensor::empty(p.shape, DType::F32, options_.device);
     if (p.shape.rank() > 1)
-      backend(w).random_normal(w, 0, std, {seed, stream_of(p.name)});
+      backend(w).random_normal(w, 0, config_.initializer_range, {seed, stream_of(p.name)});
     else
       w = Tensor::full(p.shape, p.name.ends_with("norm.weight") && !config_.gemma ? 1 : 0, options_.device);
     *p.value = w.to(options_.dtype);

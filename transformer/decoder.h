@@ -79,13 +79,9 @@ class Decoder {
     Var* value;
   };
   std::vector<Parameter> parameters();
-  // Draws every weight; norms are the identity, biases 0, and matrices from N(0, s):
-  //   Normal       s = config().initializer_range, as transformers initialises an untrained model
-  //   LecunNormal  s = 1 / sqrt(in), and / sqrt(2 layers) for o and down, which add to the residual stream (Radford et
-  //                al., "GPT-2", 2019); embeddings and head as Normal. Narrow models learn sooner from it
-  // A weight's numbers depend on the seed and its name.
-  enum class Initializer : uint8_t { Normal, LecunNormal };
-  void initialise(uint64_t seed, Initializer kind = Initializer::Normal);
+  // Draws every weight as transformers initialises an untrained model: matrices from N(0, initializer_range), norms as
+  // the identity, biases 0. A weight's numbers depend on the seed and its name.
+  void initialise(uint64_t seed);
 
  private:
   struct Linear {
