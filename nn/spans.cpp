@@ -51,4 +51,20 @@ AttentionSpans cached_spans(std::span<const int32_t> offsets, std::span<const in
   });
 }
 
+AttentionSpans spans_of_queries(const AttentionSpans& all, std::span<const int32_t> queries) {
+  const auto first = all.first.to_vector<int32_t>(), last = all.last.to_vector<int32_t>();
+  std::vector<int32_t> offsets = all.q_offsets.to_vector<int32_t>(), some_first, some_last;
+  for (int32_t& end : offsets) end = int32_t(std::lower_bound(queries.begin(), queries.end(), end) - queries.begin());
+  for (const int32_t i : queries) {
+    some_first.push_back(first.at(size_t(i)));
+    some_last.push_back(last.at(size_t(i)));
+  }
+  const Device on = all.first.device();
+  AttentionSpans some = all;
+  some.q_offsets = Tensor::from(offsets, on);
+  some.first = Tensor::from(some_first, on);
+  some.last = Tensor::from(some_last, on);
+  return some;
+}
+
 }  // namespace t2l

@@ -20,4 +20,7 @@ AttentionSpans cached_spans(std::span<const int32_t> offsets, std::span<const in
                             std::span<const int32_t> past, float scale, int32_t window, Device device,
                             std::span<const int32_t> gist = {});
 
+// Those of some queries alone, in rising order.
+AttentionSpans spans_of_queries(const AttentionSpans& all, std::span<const int32_t> queries);
+
 }  // namespace t2l

@@ -46,9 +46,9 @@ SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapte
   loss.tokens = begin;
   loss.response_tokens = int64_t(rows.size());
 
+  tokens.rows = std::move(rows);
   const Var hidden = base.hidden(tokens, adapters.layers.empty() ? nullptr : &adapters);
-  const Var sft = base.loss(gather_rows(hidden, Tensor::from(rows, on)), Tensor::from(targets, on),
-                            Tensor::from(weights, on), options.label_smoothing);
+  const Var sft = base.loss(hidden, Tensor::from(targets, on), Tensor::from(weights, on), options.label_smoothing);
   loss.sft = sft.value;
   loss.total = sft;
   if (!generated || options.l2_generated == 0) return loss;

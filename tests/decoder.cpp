@@ -405,6 +405,63 @@ TEST_CASE("a cache gives what the full forward pass gives") {
     }
 }
 
+TEST_CASE("some rows alone have the bits, and the gradients, that they have among all") {
+  std::mt19937 random(21);
+  for (const Model& m : committed())
+    for (const Device device : devices())
+      for (const DType dtype : {DType::F32, DType::BF16}) {
+        CAPTURE(m.name, name_of(device), name_of(dtype));
+        Decoder d = Decoder::load(m.dir, {.dtype = dtype, .device = device});
+        for (const Decoder::Parameter& p : d.parameters()) p.value->slot = std::make_shared<Slot>();
+        const Adapter adapter = load_adapter(m.dir + "/adapter");
+        TokenBatch batch;
+        std::vector<int32_t> rows, targets;
+        int32_t begin = 0;
+        for (const int64_t n : {40, 1, 17, 33}) {
+          batch.ids.push_back(random_ids(random, n, d.config().vocab));
+          for (int32_t i = 0; i < int32_t(n); ++i)
+            if (random() % 3 == 0 && n != 17) rows.push_back(begin + i);  // one sample has none
+          begin += int32_t(n);
+        }
+        for (size_t i = 0; i < rows.size(); ++i) targets.push_back(int32_t(random() % uint32_t(d.config().vocab)));
+        const std::vector<float> weights(rows.size(), 1 / float(rows.size()));
+        const auto run = [&](bool some, std::vector<Values>& grads) {
+          Trainable t = trainable(adapter, d, 4);
+          for (auto& layer : t.batch.layers)
+            for (AdapterBatch::Pair& pair : layer)
+              if (pair.a) pair = {cast(pair.a, dtype), cast(pair.b, dtype)};
+          batch.rows = some ? rows : std::vector<int32_t>{};
+          const Tensor which = Tensor::from(rows, device);
+          const Var all = d.hidden(batch, &t.batch), x = some ? all : gather_rows(all, which);
+          backward(d.loss(x, Tensor::from(targets, device), Tensor::from(weights, device), 0.1f));
+          for (const Decoder::Parameter& p : d.parameters()) {
+            grads.push_back(values(p.value->grad()));
+            p.value->slot->clear();
+          }
+          for (auto& [name, v] : t.named) grads.push_back(values(v.grad()));
+          return values(x.value);
+        };
+        std::vector<Values> want, got;
+        const Values x = run(false, want), y = run(true, got);
+        CHECK(relative(y, x) < (dtype == DType::F32 ? 3e-6 : 2e-2));  // adapters' products depend on the rows beside
+        REQUIRE(want.size() == got.size());
+        for (size_t i = 0; i < want.size(); ++i) {
+          CAPTURE(i);
+          CHECK(relative(got[i], want[i]) < (dtype == DType::F32 ? 1e-5 : 3e-2));
+        }
+        // Without adapters the same bits, and of an earlier layer too
+        const NoGrad no_grad;
+        for (const int64_t layer : {-1, 1}) {
+          batch.rows = rows;
+          const Values some = values(d.hidden(batch, nullptr, nullptr, layer).value);
+          batch.rows.clear();
+          const Var all = d.hidden(batch, nullptr, nullptr, layer);
+          const Values same = values(gather_rows(all, Tensor::from(rows, device)).value);
+          CHECK(relative(some, same) < (device == Device::CPU ? 0 : dtype == DType::F32 ? 3e-6 : 2e-2) + 1e-30);
+        }
+      }
+}
+
 // ---- the gist rule ------------------------------------------------------------------------------------------------
 constexpr int32_t kGist = 7;
 Decoder with_gist(const Model& m, const DecoderOptions& options) {
