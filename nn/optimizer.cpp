@@ -17,12 +17,20 @@ float Optimizer::step(double lr) {
   const Tensor &p = parameters_.values(), &g = parameters_.grads();
   const int64_t n = p.size(), groups = (n + group_ - 1) / group_;
   const Tensor squared_norms = Tensor::zeros({groups}, DType::F32, p.device());
+  AdamW spared = settings_;
+  spared.weight_decay = 0;
   for (int64_t i = 0; i < groups; ++i) {
     const int64_t begin = i * group_, end = std::min(begin + group_, n);
-    const auto part = [&](const Tensor& slab) { return slab.slice(begin, end); };
-    Tensor squared_norm = squared_norms.slice(i, i + 1), pi = part(p), mi = part(m_), vi = part(v_);
-    backend(p).sum_squares(squared_norm, part(g));
-    backend(p).adamw(pi, mi, vi, part(g), &squared_norm, settings_);
+    const int64_t middle = std::clamp(parameters_.decaying(), begin, end);
+    Tensor squared_norm = squared_norms.slice(i, i + 1);
+    backend(p).sum_squares(squared_norm, g.slice(begin, end));
+    const auto update = [&](int64_t from, int64_t to, const AdamW& settings) {
+      if (from == to) return;
+      Tensor ps = p.slice(from, to), ms = m_.slice(from, to), vs = v_.slice(from, to);
+      backend(p).adamw(ps, ms, vs, g.slice(from, to), &squared_norm, settings);
+    };
+    update(begin, middle, settings_);
+    update(middle, end, spared);
   }
   ++settings_.step;
   parameters_.clear_grads();

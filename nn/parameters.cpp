@@ -30,10 +30,10 @@ Init linear(int64_t in) { return uniform(1 / std::sqrt(float(in))); }
 
 }  // namespace init
 
-void Parameters::declare(std::string name, Shape shape, Init init, bool trainable) {
+void Parameters::declare(std::string name, Shape shape, Init init, bool trainable, bool decays) {
   T2L_CHECK(!contains(name), "parameter {} is declared twice", name);
   index_[name] = entries_.size();
-  entries_.push_back({std::move(name), shape, std::move(init), trainable, {}, nullptr});
+  entries_.push_back({std::move(name), shape, std::move(init), trainable, decays, {}, nullptr});
 }
 
 const Parameters::Entry& Parameters::at(const std::string& name) const {
@@ -88,19 +88,23 @@ void Parameters::commit(Device device) {
   values_ = Tensor::zeros({total}, DType::F32, device);
   grads_ = Tensor::zeros({total}, DType::F32, device);
   int64_t begin = 0;
-  for (Entry& e : entries_) {
-    T2L_CHECK(e.value, "parameter {} has no values", e.name);
-    if (!e.trainable) {
-      e.value = e.value.to(device);
-      continue;
+  for (const bool decays : {true, false}) {
+    for (Entry& e : entries_) {
+      if (e.decays != decays) continue;
+      T2L_CHECK(e.value, "parameter {} has no values", e.name);
+      if (!e.trainable) {
+        e.value = e.value.to(device);
+        continue;
+      }
+      const int64_t n = e.shape.elements();
+      const Tensor place = values_.slice(begin, begin + n).reshape(e.shape);
+      place.copy_from(e.value);
+      e.value = place;
+      e.slot = std::make_shared<Slot>();
+      e.slot->grad = grads_.slice(begin, begin + n).reshape(e.shape);
+      begin += aligned(n);
     }
-    const int64_t n = e.shape.elements();
-    const Tensor place = values_.slice(begin, begin + n).reshape(e.shape);
-    place.copy_from(e.value);
-    e.value = place;
-    e.slot = std::make_shared<Slot>();
-    e.slot->grad = grads_.slice(begin, begin + n).reshape(e.shape);
-    begin += aligned(n);
+    if (decays) decaying_ = begin;
   }
 }
 

@@ -29,7 +29,8 @@ uint64_t stream_of(const std::string& name);
 
 class Parameters {
  public:
-  void declare(std::string name, Shape shape, Init init, bool trainable = true);
+  // decays: whether AdamW's weight decay applies to it, which commonly spares norms and biases.
+  void declare(std::string name, Shape shape, Init init, bool trainable = true, bool decays = true);
 
   bool contains(const std::string& name) const { return index_.count(name) > 0; }
   const Shape& shape(const std::string& name) const { return at(name).shape; }
@@ -42,8 +43,8 @@ class Parameters {
   void initialise(uint64_t seed);
   // Moves what was loaded to the device, without making it trainable.
   void move_to(Device device);
-  // Copies the trainable parameters into one slab on the device, each at a multiple of 64 elements; the rest moves
-  // there.
+  // Copies the trainable parameters into one slab on the device, each at a multiple of 64 elements, those that decay
+  // first; the rest moves there.
   void commit(Device device);
 
   // The parameter as a variable; it wants a gradient if it is trainable and committed.
@@ -52,8 +53,9 @@ class Parameters {
 
   // ---- after commit(): f32 [n], what lies between parameters is zero
   const Tensor& values() const { return values_; }
-  const Tensor& grads() const;  // parameters that got no gradient since clear_grads() have zero
-  void clear_grads();           // the next gradients overwrite
+  int64_t decaying() const { return decaying_; }  // how many elements at the slab's beginning decay
+  const Tensor& grads() const;                    // parameters that got no gradient since clear_grads() have zero
+  void clear_grads();                             // the next gradients overwrite
   // Where a trainable parameter lies in the slab: its first element and the one behind its last. Nothing if it is
   // fixed.
   std::optional<std::pair<int64_t, int64_t>> place(const std::string& name) const;
@@ -63,7 +65,7 @@ class Parameters {
     std::string name;
     Shape shape;
     Init init;
-    bool trainable = true;
+    bool trainable = true, decays = true;
     Tensor value;
     std::shared_ptr<Slot> slot;
   };
@@ -73,6 +75,7 @@ class Parameters {
   std::vector<Entry> entries_;
   std::unordered_map<std::string, size_t> index_;
   Tensor values_, grads_;
+  int64_t decaying_ = 0;
 };
 
 }  // namespace t2l

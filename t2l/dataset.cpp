@@ -383,7 +383,8 @@ class Loader {
     return fmt::format("{}:{}", job.lines.file.path(), job.lines.rows[row].second);
   }
 
-  Example read(const Job& job, size_t row) const {
+  // conversation: where the row's is kept; null: nowhere.
+  Example read(const Job& job, size_t row, Conversation* conversation) const {
     const TaskSource& source = *job.source;
     Json json = source.instructions ? TaskFormat::instance(*source.instructions, row, source.path)
                                     : parse_json(job.lines.rows[row].first, place(job, row));
@@ -395,11 +396,12 @@ class Loader {
             context = it->get<std::string>();
         if (context.empty()) fail("has no field 'context', which use_per_sample_desc makes its description");
       }
-      const Conversation c = source.format.format(std::move(json));
+      Conversation c = source.format.format(std::move(json));
       Example out = encoder_->encode(c);
       if (config_.use_per_sample_desc) out.text = std::move(context);
       if (config_.use_inp_as_desc) out.text = chat_descriptions_ ? encoder_->render(c).first : c.user;
       if (config_.use_default_desc) out.text = c.user.substr(0, c.user.find("\n\n"));
+      if (conversation) *conversation = std::move(c);
       return out;
     } catch (const Error& e) {
       fail("{}: {}", place(job, row), e.what());
@@ -412,10 +414,14 @@ class Loader {
     for (Job& job : jobs_) {
       std::vector<Example>& out = job.task->*job.split;
       out.resize(job.end - job.begin);
+      const bool keeps = config_.verb == Verb::Pretrain && job.split == &Task::train;
+      if (keeps) job.task->conversations.resize(out.size());
       constexpr size_t kChunk = 4096;  // rows between two calls of progress()
       for (size_t from = job.begin; from < job.end; from += kChunk) {
         const size_t to = std::min(job.end, from + kChunk);
-        each_in_parallel(from, to, [&](size_t row) { out[row - job.begin] = read(job, row); });
+        each_in_parallel(from, to, [&](size_t row) {
+          out[row - job.begin] = read(job, row, keeps ? &job.task->conversations[row - job.begin] : nullptr);
+        });
         done += int64_t(to - from);
         if (progress_) progress_(done, all);
       }

@@ -83,6 +83,7 @@ struct Task {
   std::vector<std::string> descriptions;         // at most n_descs_per_ds, to train with
   std::vector<std::string> unseen_descriptions;  // of eval_ds_info
   std::vector<Example> train, valid, test;
+  std::vector<Conversation> conversations;  // of `train`, for pretraining, which renders them with what it draws
 };
 
 struct TaskSet {

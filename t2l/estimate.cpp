@@ -52,8 +52,9 @@ double StepCost::total_bytes() const {
 
 void add_base_step(StepCost& cost, const BaseStep& s) {
   const DecoderConfig& c = s.base;
-  double tokens = 0;
+  double tokens = 0, answered = 0;
   for (const int64_t n : s.lengths) tokens += double(n);
+  for (const int64_t n : s.responses) answered += double(n);
   const double layers = double(c.layers), again = s.recompute ? 1 : 0, size = double(size_of(s.dtype));
   const double width = double(c.heads * c.head_dim), kv = double(c.kv_heads * c.head_dim);
   const double hidden = double(c.hidden), inner = double(c.intermediate), r = double(s.rank);
@@ -69,22 +70,31 @@ void add_base_step(StepCost& cost, const BaseStep& s) {
   for (size_t i = 0; i < kProjections; ++i) {
     const auto p = Projection(i);
     const auto [in, out] = c.linear(p);
-    const double product = 2 * tokens * double(in) * double(out), live = layers - (depth(p) <= lowest ? 1 : 0);
-    linear.forward += layers * product;
-    linear.backward += (s.whole ? 2 * layers : live) * product + again * layers * product;
-    if (!adapted(p)) continue;
-    const double a = 2 * tokens * r * double(in), b = 2 * tokens * r * double(out);
-    lora.forward += layers * (a + b);
-    lora.backward += layers * (a + 2 * b) + live * a + again * layers * (a + b);
+    for (int64_t layer = 0; layer < c.layers; ++layer) {
+      const bool all = layer + 1 < c.layers || p == Projection::K || p == Projection::V;
+      const double rows = all ? tokens : answered, product = 2 * rows * double(in) * double(out);
+      const double live = layer > 0 || depth(p) > lowest ? 1 : 0;  // is a gradient of its input wanted
+      linear.forward += product;
+      linear.backward += ((s.whole ? 2 : live) + again) * product;
+      if (!adapted(p)) continue;
+      const double a = 2 * rows * r * double(in), b = 2 * rows * r * double(out);
+      lora.forward += a + b;
+      lora.backward += a + 2 * b + live * a + again * (a + b);
+    }
   }
-  for (const int32_t window : c.windows)
-    for (const int64_t n : s.lengths) {
-      const double w = double(window > 0 ? std::min<int64_t>(window, n) : n);
-      const double pairs = w * (w + 1) / 2 + (double(n) - w) * w;
+  for (int64_t layer = 0; layer < c.layers; ++layer)
+    for (size_t i = 0; i < s.lengths.size(); ++i) {
+      const int64_t n = s.lengths[i], window = c.windows[size_t(layer)];
+      const auto seen_by_first = [&](int64_t queries) {  // pairs of the first queries and their keys
+        const double w = double(window > 0 ? std::min<int64_t>(window, queries) : queries);
+        return w * (w + 1) / 2 + (double(queries) - w) * w;
+      };
+      const double pairs =
+          layer + 1 < c.layers ? seen_by_first(n) : seen_by_first(n - 1) - seen_by_first(n - 1 - s.responses[i]);
       attention.forward += 4 * width * pairs;
       attention.backward += (10 + 4 * again) * width * pairs;  // five products, one of them the scores again
     }
-  const double logits = double(c.vocab) * double(s.response_tokens);
+  const double logits = double(c.vocab) * answered;
   head.forward = (s.whole ? 6 : 4) * hidden * logits;
   cost.flops.insert(cost.flops.end(), {linear, lora, attention, head});
 
@@ -110,11 +120,10 @@ void add_base_step(StepCost& cost, const BaseStep& s) {
   cost.bytes.emplace_back("base model", double(c.parameters()) * size);
   cost.bytes.emplace_back("kept for backward", tokens * blocks * size + tokens * layers * 4 * (double(c.heads) + 2));
   cost.bytes.emplace_back("gradients of a block", tokens * working * size);
-  cost.bytes.emplace_back(
-      "logits", chunk * (s.dtype == DType::F32 ? 4 : 4 + size) + 3 * double(s.response_tokens) * hidden * size);
+  cost.bytes.emplace_back("logits", chunk * (s.dtype == DType::F32 ? 4 : 4 + size) + 3 * answered * hidden * size);
   cost.samples = int64_t(s.lengths.size());
   cost.tokens = int64_t(tokens);
-  cost.response_tokens = s.response_tokens;
+  cost.response_tokens = int64_t(answered);
 }
 
 void add_hypernet(StepCost& cost, const Hypernet& net, int64_t n, DType dtype) {

@@ -1,8 +1,9 @@
 // What a training step costs, told from shapes before anything is run.
 //
 // FLOPs are those of products and attention, a multiply and an add counted as two. They are what a step does: no
-// gradients of the frozen base's weights, nothing below the lowest adapted layer, logits of response tokens alone, and
-// their gradient in the forward pass, where it is made. tests/dry_run.cpp holds them against a trace.
+// gradients of the frozen base's weights, nothing below the lowest adapted layer, the last layer beyond its keys and
+// values and the logits for response tokens alone, and the gradient of logits in the forward pass, where it is made.
+// tests/dry_run.cpp holds them against a trace.
 //
 // Bytes are of the largest tensors alive at once: what stays (the base, slabs of parameters, gradients and two
 // moments), what the forward pass keeps for backward, operation by operation, and the few buffers of one block's
@@ -36,7 +37,7 @@ struct BaseStep {
   DType dtype = DType::F32;
   bool recompute = false;
   std::vector<int64_t> lengths;     // [samples]
-  int64_t response_tokens = 0;      // that are predicted
+  std::vector<int64_t> responses;   // [samples]: how many of the last tokens are predicted
   std::vector<Projection> adapted;  // in every layer
   int64_t rank = 8;
   float dropout = 0;   // of the adapters' input

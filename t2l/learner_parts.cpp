@@ -55,13 +55,13 @@ TaskSet load_samples(const TrainConfig& c, const TaskSet::Progress& progress) {
 }
 
 void add_base(StepCost& cost, const Decoder& base, const SftBatch& batch, const std::vector<std::string>& modules,
-              int64_t rank, double dropout) {
-  BaseStep step{base.config(), base.options().dtype, base.options().recompute, {}, 0, {}, rank, float(dropout)};
+              int64_t rank, double dropout, bool whole) {
+  BaseStep step{base.config(), base.options().dtype, base.options().recompute, {}, {}, {}, rank, float(dropout), whole};
   for (const std::string& m : modules) step.adapted.push_back(parse_projection(m));
   for (size_t s = 0; s < batch.ids.size(); ++s) {
     step.lengths.push_back(int64_t(batch.ids[s].size()));
-    step.response_tokens +=
-        std::count_if(batch.labels[s].begin() + 1, batch.labels[s].end(), [](int32_t l) { return l >= 0; });
+    step.responses.push_back(
+        std::count_if(batch.labels[s].begin() + 1, batch.labels[s].end(), [](int32_t l) { return l >= 0; }));
   }
   add_base_step(cost, step);
 }

@@ -20,9 +20,9 @@ TaskSet load_samples(const TrainConfig& config, const TaskSet::Progress& progres
 // Of the training tasks. table: null where there are no descriptions.
 Sampler make_sampler(const TrainConfig& config, const TaskSet& set, const EmbeddingTable* table);
 
-// What a batch costs in the base model, its adapters being of these modules and this rank.
+// What a batch costs in the base model, its adapters being of these modules and this rank; whole: all of it is trained.
 void add_base(StepCost& cost, const Decoder& base, const SftBatch& batch, const std::vector<std::string>& modules,
-              int64_t rank, double dropout);
+              int64_t rank, double dropout, bool whole = false);
 
 // A row for each split: the loss, and the share of response tokens that are the most likely ones. adapters() gives
 // those of a batch; its embeddings f32 [samples, dim] on the CPU are not given where the split has none.

@@ -1,22 +1,9 @@
 #include "t2l/learners.h"
 
 #include "t2l/learner_parts.h"
+#include "t2l/pretrain.h"
 
 namespace t2l {
-namespace {
-
-// Settings that another result would follow from than the one asked for.
-void check_built(const TrainConfig& c) {
-  const std::pair<bool, const char*> missing[] = {
-      {c.min_lr_frac != 0, "min_lr_frac"},
-      {c.gist_mask, "gist_mask"},
-  };
-  for (const auto& [set, key] : missing)
-    if (set) throw UsageError(fmt::format("{}: is not built yet; leave it out", key));
-}
-
-}  // namespace
-
 std::vector<std::string> Learner::save_official(const std::string&) const {
   T2L_CHECK(false, "the config refuses export_official for what is no hypernetwork");
   return {};
@@ -24,15 +11,20 @@ std::vector<std::string> Learner::save_official(const std::string&) const {
 
 std::unique_ptr<Learner> make_learner(const TrainConfig& c, DType dtype, Device device,
                                       const TaskSet::Progress& progress) {
-  check_built(c);
   switch (c.verb) {
     case Verb::Lora:
     case Verb::Multitask: return make_adapter_learner(c, dtype, device, progress);
     case Verb::Reconstruct:
     case Verb::Sft:
     case Verb::Hyperdecoders: return make_hypernet_learner(c, dtype, device, progress);
-    default: throw UsageError(fmt::format("{}: is not built yet", name_of(c.verb)));
+    case Verb::Pretrain: return make_pretrain_learner(c, dtype, device, progress);
   }
+  return nullptr;
+}
+
+int64_t updates_of(const TrainConfig& c, const Sampler& sampler) {
+  const int64_t iterations = sampler.recorded() ? sampler.recorded() : c.epochs * sampler.batches_per_epoch();
+  return c.steps && !sampler.recorded() ? c.steps : iterations / c.grad_accum_steps;
 }
 
 TrainPlan plan_of(const TrainConfig& c, const Learner& learner) {
@@ -45,8 +37,9 @@ TrainPlan plan_of(const TrainConfig& c, const Learner& learner) {
   p.official_accumulation = c.compat == "official";
   p.schedule.decay = c.schedule == "cosine" ? Schedule::Decay::Cosine : Schedule::Decay::Linear;
   p.schedule.peak = c.lr;
+  p.schedule.floor = c.min_lr_frac;
   p.schedule.warmup = int64_t(c.warmup_frac * double(p.iterations) / double(p.accumulate));
-  p.schedule.total = p.iterations / p.accumulate;
+  p.schedule.total = updates_of(c, sampler);
   p.adamw = {.lr = c.lr, .beta2 = c.adam_beta2, .weight_decay = c.weight_decay, .max_norm = c.max_grad_norm};
   p.save_every = c.save_freq == TrainConfig::kNever ? 0 : c.save_freq;
   p.keep_last = c.keep_last;

@@ -1,5 +1,5 @@
 // What t2l-train trains, each as one micro-batch at a time for the loop in trainer.h: a hypernetwork through a frozen
-// base model or towards given adapters, or one LoRA adapter of the base model.
+// base model or towards given adapters, one LoRA adapter of the base model, or the base model itself (pretrain.h).
 #pragma once
 #include "t2l/dataset.h"
 #include "t2l/estimate.h"
@@ -36,6 +36,8 @@ class Learner {
 std::unique_ptr<Learner> make_learner(const TrainConfig& config, DType dtype, Device device,
                                       const TaskSet::Progress& progress = {});
 
+// How many updates the config asks for; an epoch of pretraining is as many samples as there are rows.
+int64_t updates_of(const TrainConfig& config, const Sampler& sampler);
 // Iterations, accumulation, schedule and optimizer as the config says.
 TrainPlan plan_of(const TrainConfig& config, const Learner& learner);
 

@@ -5,7 +5,6 @@
 #include <numeric>
 
 #include "tensor/json.h"
-#include "tensor/random.h"
 
 namespace t2l {
 namespace {
@@ -15,25 +14,25 @@ enum Purpose : uint64_t { Order, Rows, Descriptions };
 // Streams of random numbers that no parameter or dropout mask has: those are hashes, or count from small numbers.
 constexpr uint64_t kStream = 0x5a3d'9e21'0000'0000;
 
-// In [0, below): the high half of a product; what the quotient's remainder favours is below 2^-64 times `below`.
-uint64_t bounded(RandomKey key, uint64_t counter, uint64_t below) {
-  const Random4 r = philox(key, counter);
-  const uint64_t bits = uint64_t(r.v[0]) << 32 | r.v[1];
-  __extension__ using Wide = unsigned __int128;
-  return uint64_t(Wide(bits) * below >> 64);
-}
-
 // Fisher & Yates: the first `count` of a random order of 0..n-1, for the key.
 std::vector<int64_t> shuffled(RandomKey key, uint64_t counter, int64_t n, int64_t count) {
   std::vector<int64_t> order(static_cast<size_t>(n));
   std::iota(order.begin(), order.end(), 0);
   for (int64_t i = 0; i < std::min(count, n - 1); ++i)
-    std::swap(order[size_t(i)], order[size_t(i) + bounded(key, counter + uint64_t(i), uint64_t(n - i))]);
+    std::swap(order[size_t(i)], order[size_t(i) + draw_below(key, counter + uint64_t(i), uint64_t(n - i))]);
   order.resize(size_t(count));
   return order;
 }
 
 }  // namespace
+
+// The high half of a product; what the quotient's remainder favours is below 2^-64 times `below`.
+uint64_t draw_below(RandomKey key, uint64_t counter, uint64_t below) {
+  const Random4 r = philox(key, counter);
+  const uint64_t bits = uint64_t(r.v[0]) << 32 | r.v[1];
+  __extension__ using Wide = unsigned __int128;
+  return uint64_t(Wide(bits) * below >> 64);
+}
 
 SamplerOptions sampler_options(const TrainConfig& c) {
   using Kind = SamplerOptions::Kind;
@@ -91,7 +90,7 @@ int64_t Sampler::batches_per_epoch() const {
 }
 
 uint64_t Sampler::draw(uint64_t purpose, int64_t iteration, int64_t slot, uint64_t below) const {
-  return bounded({options_.seed, kStream + (purpose << 48) + uint64_t(iteration)}, uint64_t(slot), below);
+  return draw_below({options_.seed, kStream + (purpose << 48) + uint64_t(iteration)}, uint64_t(slot), below);
 }
 
 void Sampler::enter(int64_t epoch) const {

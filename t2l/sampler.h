@@ -13,8 +13,12 @@
 #include <string_view>
 
 #include "t2l/train_config.h"
+#include "tensor/random.h"
 
 namespace t2l {
+
+// In [0, below): what element `counter` of the key's random numbers makes of it. below: at least 1
+uint64_t draw_below(RandomKey key, uint64_t counter, uint64_t below);
 
 struct Sample {
   int32_t task = 0;

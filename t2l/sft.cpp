@@ -68,9 +68,10 @@ SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapte
   loss.tokens = response.tokens;
   loss.response_tokens = int64_t(response.rows.size());
 
-  const Var hidden = base.hidden(tokens, &adapters);
-  const Var sft = base.loss(gather_rows(hidden, Tensor::from(response.rows, on)), Tensor::from(response.targets, on),
-                            Tensor::from(response.weights, on), options.label_smoothing);
+  tokens.rows = response.rows;
+  const Var hidden = base.hidden(tokens, adapters.layers.empty() ? nullptr : &adapters);
+  const Var sft = base.loss(hidden, Tensor::from(response.targets, on), Tensor::from(response.weights, on),
+                            options.label_smoothing);
   loss.sft = sft.value;
   loss.total = sft;
   if (!generated || options.l2_generated == 0) return loss;

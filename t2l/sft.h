@@ -32,8 +32,8 @@ struct SftLoss {
 // What the random numbers of a training step are drawn by.
 RandomKey step_key(uint64_t seed, int64_t step);
 
-// adapters: with gradients; which: of each sample, where adapters train side by
-// side, as TokenBatch::adapters has it. generated: what they were made of, for the L2 term; may be null.
+// adapters: with gradients; without layers: none, the base model learns itself. which: of each sample, where adapters
+// train side by side, as TokenBatch::adapters has it. generated: what they were made of, for the L2 term; may be null.
 // Dropout and noise are drawn by `key`, of step_key(); null: evaluation, without any.
 // Error if no label of the batch asks for anything, or of a sample where samples weigh alike.
 SftLoss sft_loss(const Decoder& base, const SftBatch& batch, AdapterBatch adapters,

@@ -352,6 +352,7 @@ void set_defaults(TrainConfig& c) {
       c.use_per_task_emb = false;
       c.lr = 2.5e-3, c.weight_decay = 0.05, c.adam_beta2 = 0.98, c.schedule = "cosine", c.min_lr_frac = 0.05;
       c.warmup_frac = 0.02, c.label_smoothing = 0, c.neftune_noise_alpha = 0, c.batch_size = 64;
+      c.equally_weight_sample = false, c.gist_mask = true, c.p_no_description = 0.12, c.p_shots = 0.1;
       break;
     case Verb::Lora:
       c.use_per_task_emb = c.equally_weight_sample = false;
@@ -498,6 +499,8 @@ void TrainConfig::finish(const std::string& where) {
     if (!factorized && pred_z_score)
       warnings.push_back("pred_z_score has no effect on the loss of products (factorized: false)");
   }
+  if (verb == Verb::Pretrain && !eval_ds_info.empty())
+    wrong("eval_ds_info", "has no use in pretrain; remove it, and judge the model with t2l-eval");
   if (verb != Verb::Pretrain) {
     const std::pair<const char*, bool> of_pretraining[] = {{"gist_mask", gist_mask},
                                                            {"curriculum", curriculum > 0},
@@ -505,6 +508,11 @@ void TrainConfig::finish(const std::string& where) {
                                                            {"p_shots", p_shots > 0}};
     for (const auto& [key, on] : of_pretraining)
       if (on) wrong(key, fmt::format("is for pretrain; {} has no use for it, remove it", name_of(verb)));
+  } else {
+    if (p_no_description + p_shots > 1)
+      wrong("p_shots", fmt::format("{} and p_no_description {} are more than 1 together; lower one of them", p_shots,
+                                   p_no_description));
+    if (!data_order.empty()) wrong("data_order", "has no use in pretrain, which draws its batches; remove it");
   }
   if (export_official.find("checkpoint") != std::string::npos)
     wrong("export_official", "has 'checkpoint' in it, where the official loader cuts the path; name it otherwise");

@@ -86,7 +86,7 @@ struct TrainConfig {
   bool recompute = false;  // activations of a block, in backward, instead of keeping them
 
   // ---- pretraining (the small world)
-  bool gist_mask = false;
+  bool gist_mask = false;  // pretrain's default is true: as the model's config.json says
   double curriculum = 0, p_no_description = 0, p_shots = 0;
 
   // ---- validation and checkpoints

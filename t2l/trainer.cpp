@@ -106,7 +106,8 @@ class Metrics {
 double Schedule::operator()(int64_t update) const {
   if (update < warmup) return peak * double(update) / double(std::max<int64_t>(warmup, 1));
   const double left = double(std::max<int64_t>(total - update, 0)) / double(std::max<int64_t>(total - warmup, 1));
-  return decay == Decay::Linear ? peak * left : peak * (1 + std::cos(std::numbers::pi * (1 - left))) / 2;
+  const double part = decay == Decay::Linear ? left : (1 + std::cos(std::numbers::pi * (1 - left))) / 2;
+  return peak * (floor + (1 - floor) * part);
 }
 
 TrainResult train(Parameters& parameters, const TrainPlan& plan, const TrainHooks& hooks, const std::string& out,

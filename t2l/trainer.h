@@ -10,11 +10,12 @@
 
 namespace t2l {
 
-// Learning rate of an update, counted from 0: linear warm-up, then linear or cosine decay to 0 (transformers'
-// get_linear_schedule_with_warmup and get_cosine_schedule_with_warmup). The first update has rate 0 where it warms up.
+// Learning rate of an update, counted from 0: linear warm-up, then linear or cosine decay to `floor` of it
+// (transformers' get_linear_schedule_with_warmup, get_cosine_schedule_with_warmup and get_cosine_with_min_lr). The
+// first update has rate 0 where it warms up.
 struct Schedule {
   enum class Decay : uint8_t { Linear, Cosine } decay = Decay::Linear;
-  double peak = 1e-4;
+  double peak = 1e-4, floor = 0;
   int64_t warmup = 0, total = 0;  // updates
 
   double operator()(int64_t update) const;

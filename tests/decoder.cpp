@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <random>
 
+#include "nn/spans.h"
 #include "t2l/apply_adapter.h"
 #include "t2l/task_embedding.h"
 #include "tensor/allocator.h"
@@ -404,6 +405,182 @@ TEST_CASE("a cache gives what the full forward pass gives") {
     }
 }
 
+TEST_CASE("some rows alone have the bits, and the gradients, that they have among all") {
+  std::mt19937 random(21);
+  for (const Model& m : committed())
+    for (const Device device : devices())
+      for (const DType dtype : {DType::F32, DType::BF16}) {
+        CAPTURE(m.name, name_of(device), name_of(dtype));
+        Decoder d = Decoder::load(m.dir, {.dtype = dtype, .device = device});
+        for (const Decoder::Parameter& p : d.parameters()) p.value->slot = std::make_shared<Slot>();
+        const Adapter adapter = load_adapter(m.dir + "/adapter");
+        TokenBatch batch;
+        std::vector<int32_t> rows, targets;
+        int32_t begin = 0;
+        for (const int64_t n : {40, 1, 17, 33}) {
+          batch.ids.push_back(random_ids(random, n, d.config().vocab));
+          for (int32_t i = 0; i < int32_t(n); ++i)
+            if (random() % 3 == 0 && n != 17) rows.push_back(begin + i);  // one sample has none
+          begin += int32_t(n);
+        }
+        for (size_t i = 0; i < rows.size(); ++i) targets.push_back(int32_t(random() % uint32_t(d.config().vocab)));
+        const std::vector<float> weights(rows.size(), 1 / float(rows.size()));
+        const auto run = [&](bool some, std::vector<Values>& grads) {
+          Trainable t = trainable(adapter, d, 4);
+          for (auto& layer : t.batch.layers)
+            for (AdapterBatch::Pair& pair : layer)
+              if (pair.a) pair = {cast(pair.a, dtype), cast(pair.b, dtype)};
+          batch.rows = some ? rows : std::vector<int32_t>{};
+          const Tensor which = Tensor::from(rows, device);
+          const Var all = d.hidden(batch, &t.batch), x = some ? all : gather_rows(all, which);
+          backward(d.loss(x, Tensor::from(targets, device), Tensor::from(weights, device), 0.1f));
+          for (const Decoder::Parameter& p : d.parameters()) {
+            grads.push_back(values(p.value->grad()));
+            p.value->slot->clear();
+          }
+          for (auto& [name, v] : t.named) grads.push_back(values(v.grad()));
+          return values(x.value);
+        };
+        std::vector<Values> want, got;
+        const Values x = run(false, want), y = run(true, got);
+        CHECK(relative(y, x) < (dtype == DType::F32 ? 3e-6 : 2e-2));  // adapters' products depend on the rows beside
+        REQUIRE(want.size() == got.size());
+        for (size_t i = 0; i < want.size(); ++i) {
+          CAPTURE(i);
+          CHECK(relative(got[i], want[i]) < (dtype == DType::F32 ? 1e-5 : 3e-2));
+        }
+        // Without adapters the same bits, and of an earlier layer too
+        const NoGrad no_grad;
+        for (const int64_t layer : {-1, 1}) {
+          batch.rows = rows;
+          const Values some = values(d.hidden(batch, nullptr, nullptr, layer).value);
+          batch.rows.clear();
+          const Var all = d.hidden(batch, nullptr, nullptr, layer);
+          const Values same = values(gather_rows(all, Tensor::from(rows, device)).value);
+          CHECK(relative(some, same) < (device == Device::CPU ? 0 : dtype == DType::F32 ? 3e-6 : 2e-2) + 1e-30);
+        }
+      }
+}
+
+// ---- the gist rule ------------------------------------------------------------------------------------------------
+constexpr int32_t kGist = 7;
+Decoder with_gist(const Model& m, const DecoderOptions& options) {
+  DecoderConfig c = DecoderConfig::load(m.dir);
+  c.gist_token = kGist;
+  return {c, SafeTensors::open(m.dir), options};
+}
+// Random tokens, gist tokens at some positions only.
+std::vector<int32_t> gist_ids(std::mt19937& random, int64_t n, int64_t vocab, const std::vector<int64_t>& gists) {
+  std::vector<int32_t> ids = random_ids(random, n, vocab);
+  for (int32_t& id : ids) id = id == kGist ? kGist + 1 : id;
+  for (const int64_t at : gists) ids[size_t(at)] = kGist;
+  return ids;
+}
+
+TEST_CASE("spans of the gist rule") {
+  std::mt19937 random(11);
+  for (int round = 0; round < 200; ++round) {
+    std::vector<int32_t> offsets{0}, k_begin, past, gist;
+    int32_t k = 0;
+    for (int s = 0; s < 5; ++s) {
+      const auto queries = int32_t(random() % 12);
+      past.push_back(int32_t(random() % 20));
+      gist.push_back(random() % 3 ? int32_t(random() % 30) : 0);
+      k_begin.push_back(k);
+      offsets.push_back(offsets.back() + queries);
+      k += past.back() + queries + 3;
+    }
+    const auto window = int32_t(random() % 2 * (1 + random() % 9));
+    const AttentionSpans spans = cached_spans(offsets, k_begin, past, 1, window, Device::CPU, gist);
+    const auto first = spans.first.to_vector<int32_t>(), last = spans.last.to_vector<int32_t>();
+    for (size_t s = 0; s < past.size(); ++s)
+      for (int32_t row = offsets[s]; row < offsets[s + 1]; ++row) {
+        const int32_t i = past[s] + row - offsets[s];
+        for (int32_t j = 0; j < past[s] + offsets[s + 1] - offsets[s]; ++j) {
+          const bool seen = j <= i && (window == 0 || i - j < window) && !(i > gist[s] && j < gist[s]);
+          const int32_t key = k_begin[s] + j;
+          REQUIRE(seen == (first[size_t(row)] <= key && key <= last[size_t(row)]));
+        }
+      }
+  }
+}
+
+TEST_CASE("what lies behind a gist token sees nothing before it") {
+  std::mt19937 random(12);
+  for (const Model& m : committed())
+    for (const Device device : devices()) {
+      CAPTURE(m.name, name_of(device));
+      const Decoder plain = Decoder::load(m.dir, {.device = device}), gist = with_gist(m, {.device = device});
+      const DecoderConfig& c = plain.config();
+      const std::pair<int64_t, std::vector<int64_t>> samples[] = {
+          {21, {}}, {17, {0, 9}}, {19, {1, 6}}, {40, {2}}, {37, {11, 15, 30}}, {9, {8}}, {33, {12}}};
+      for (const auto& [n, gists] : samples) {
+        const std::vector<int32_t> ids = gist_ids(random, n, c.vocab, gists);
+        const Tensor got = logits(gist, {.ids = {ids}}), without = logits(plain, {.ids = {ids}});
+        const int64_t at = gists.empty() || gists[0] <= 1 ? n - 1 : gists[0];  // the last that sees all before it
+        CHECK(values(got.slice(0, at + 1)) == values(without.slice(0, at + 1)));
+        if (at + 1 == n) continue;
+        CHECK(values(got.slice(at + 1, n)) != values(without.slice(at + 1, n)));
+
+        // The same without a rule: a cache that holds the gist token's keys and values alone, as if it were the first.
+        const std::vector<int32_t> head(ids.begin(), ids.begin() + at + 1), tail(ids.begin() + at + 1, ids.end());
+        KvCache all(c, {n}, DType::F32, device), short_cache(c, {n}, DType::F32, device);
+        logits(plain, {.ids = {head}}, nullptr, &all);
+        const std::vector<float> f = c.rope.frequencies(c.head_dim);
+        for (int64_t layer = 0; layer < c.layers; ++layer) {
+          Values k = values(all.keys(layer).slice(at, at + 1));
+          for (int64_t h = 0; h < c.kv_heads; ++h)
+            for (size_t j = 0; j < f.size(); ++j) {
+              float &a = k[size_t(h * c.head_dim) + j], &b = k[size_t(h * c.head_dim) + j + f.size()];
+              const double angle = -double(float(at) * f[j]), x = a, y = b;
+              a = float(x * std::cos(angle) - y * std::sin(angle));
+              b = float(y * std::cos(angle) + x * std::sin(angle));
+            }
+          short_cache.keys(layer).slice(0, 1).copy_from(
+              Tensor::from<float>(k, {1, c.kv_heads, c.head_dim}, Device::CPU).to(device));
+          short_cache.values(layer).slice(0, 1).copy_from(all.values(layer).slice(at, at + 1));
+        }
+        short_cache.extend(0, 1);
+        check_near(got.slice(at + 1, n), values(logits(plain, {.ids = {tail}}, nullptr, &short_cache)), 1e-5);
+      }
+    }
+}
+
+TEST_CASE("the gist rule has the same bits alone, packed, prefilled in pieces and behind a cache") {
+  std::mt19937 random(13);
+  for (const Model& m : committed())
+    for (const Device device : devices())
+      for (const DType dtype : {DType::F32, DType::BF16}) {
+        CAPTURE(m.name, name_of(device), name_of(dtype));
+        const Decoder d = with_gist(m, {.dtype = dtype, .device = device});
+        const TokenIds ids = {gist_ids(random, 40, d.config().vocab, {19, 25}),
+                              gist_ids(random, 33, d.config().vocab, {20}), gist_ids(random, 9, d.config().vocab, {}),
+                              gist_ids(random, 30, d.config().vocab, {1, 7})};
+        const Values packed = values(logits(d, {.ids = ids}));
+        Values alone, stepwise;
+        KvCache cache(d.config(), {30, 9, 33, 40}, dtype, device);
+        for (size_t i = 0; i < ids.size(); ++i) {
+          const Values x = values(logits(d, {.ids = {ids[i]}}));
+          alone.insert(alone.end(), x.begin(), x.end());
+          for (size_t at = 0; at < ids[i].size();) {  // pieces of 20, 1, 1, 20 ..: gists end, begin and are pieces
+            const size_t n = std::min<size_t>(at % 3 ? 1 : 20, ids[i].size() - at);
+            const auto begin = ids[i].begin() + ptrdiff_t(at);
+            const Values y = values(
+                logits(d, {.ids = {{begin, begin + ptrdiff_t(n)}}, .sequences = {int32_t(3 - i)}}, nullptr, &cache));
+            stepwise.insert(stepwise.end(), y.begin(), y.end());
+            at += n;
+          }
+        }
+        if (device == Device::CPU) {
+          CHECK(alone == packed);
+          CHECK(stepwise == packed);
+        } else {
+          CHECK(relative(alone, packed) < (dtype == DType::F32 ? 3e-6 : 2e-2));
+          CHECK(relative(stepwise, packed) < (dtype == DType::F32 ? 3e-6 : 2e-2));
+        }
+      }
+}
+
 TEST_CASE("merged equals applied, and unmerging restores every bit") {
   for (const Model& m : committed())
     for (const Device device : devices()) {
@@ -549,6 +726,8 @@ TEST_CASE("configs in either spelling, and those that are refused") {
   CHECK(newer.dtype == DType::BF16);
   CHECK(with({{"model_type", "gemma2"}, {"tie_word_embeddings", nullptr}}).tied);
   CHECK_FALSE(with({{"tie_word_embeddings", nullptr}}).tied);
+  CHECK(with({{"gist_token_id", 3}}).gist_token == 3);
+  CHECK(with({{"gist_token_id", nullptr}}).gist_token == -1);
   CHECK(with({{"layer_types", {"full_attention", "sliding_attention"}}, {"sliding_window", 9}}).windows ==
         std::vector<int32_t>{0, 9});
   CHECK(with({{"model_type", "qwen2"}, {"use_sliding_window", true}, {"sliding_window", 9}, {"max_window_layers", 1}})
@@ -582,6 +761,10 @@ TEST_CASE("configs in either spelling, and those that are refused") {
       {{{"layer_types", {"full_attention", "chunked_attention"}}}, "chunked_attention"},
       {{{"layer_types", {"full_attention", "sliding_attention"}}}, "sliding_window"},
       {{{"rope_theta", "much"}}, "rope_theta"},
+      {{{"gist_token_id", -1}}, "gist_token_id"},
+      {{{"gist_token_id", good["vocab_size"]}}, "gist_token_id"},
+      {{{"gist_token_id", "<sep>"}}, "gist_token_id"},
+      {{{"initializer_range", 0}}, "initializer_range"},
   };
   for (const auto& [patch, part] : bad) {
     const Json& p = patch;

@@ -46,7 +46,7 @@ TEST_CASE("FLOPs are those of the products that a step makes") {
         h.autoregressive = variant != "L" && variant != "M";
         h.learnable_positions = variant == "Spos";
         h.layers = config.layers, h.rank = 3, h.latent = 12, h.head_in = 10, h.task_dim = 7;
-        BaseStep step{config, DType::F32, recompute, {9, 30, 17}, 0, {}, h.rank, 0.1f};
+        BaseStep step{config, DType::F32, recompute, {9, 30, 17}, {}, {}, h.rank, 0.1f};
         for (const std::string& m : modules) {
           h.modules.push_back({m, config.linear(m)->in, config.linear(m)->out});
           step.adapted.push_back(parse_projection(m));
@@ -60,8 +60,8 @@ TEST_CASE("FLOPs are those of the products that a step makes") {
           for (int64_t i = 0; i < n; ++i) {
             ids.push_back(int32_t(i * 7 % 53));
             labels.push_back(i < n / 2 ? -100 : ids.back());
-            step.response_tokens += labels.back() >= 0;
           }
+          step.responses.push_back(n - n / 2);
           batch.ids.push_back(ids), batch.labels.push_back(labels);
         }
         StepCost cost;
@@ -94,12 +94,16 @@ TEST_CASE("FLOPs are those of the products that a step makes") {
 
         // What is no matrix product in the trace: adapters and attention, counted out.
         double lora = 0, pairs = 0;
-        for (const AdaptedModule& m : h.modules) lora += 2.0 * 56 * 3 * double(m.in + m.out) * double(config.layers);
+        for (const AdaptedModule& m : h.modules)
+          for (int64_t layer = 0; layer < config.layers; ++layer)
+            lora += 2.0 * double(layer + 1 < config.layers || m.name == "v_proj" ? 56 : loss.response_tokens) * 3 *
+                    double(m.in + m.out);
         CHECK(part_of(cost, "adapters").forward == lora);
-        for (const int32_t window : config.windows)
+        for (size_t layer = 0; layer < config.windows.size(); ++layer)
           for (const int64_t n : step.lengths)
-            for (int64_t q = 0; q < n; ++q)
-              for (int64_t k = 0; k <= q; ++k) pairs += window == 0 || q - k < window;
+            for (int64_t q = layer + 1 < config.windows.size() ? 0 : n / 2 - 1;
+                 q < n - (layer + 1 == config.windows.size()); ++q)
+              for (int64_t k = 0; k <= q; ++k) pairs += config.windows[layer] == 0 || q - k < config.windows[layer];
         CHECK(part_of(cost, "attention").forward == 4 * pairs * double(config.heads * config.head_dim));
       }
 }

@@ -103,7 +103,6 @@ TEST_CASE("what is refused before anything is trained") {
   refused("sft", {"--learnable_AB_offset"}, "mt_lora_path");
   refused("sft", {"--per_task"}, "per_task");
   refused("hyperdecoders", {"--use_inp_as_desc=false", "--use_per_task_emb"}, "use_inp_as_desc");
-  refused("pretrain", {}, "", 2);
   refused("sft", {"--train_ds_names=nowhere"}, "nowhere");
   refused("sft", {"--model_dir=/nowhere/base"}, "/nowhere/base");
   refused("reconstruct", {"--oracle_dir=/nowhere"}, "/nowhere");
@@ -137,6 +136,11 @@ TEST_CASE("the schedules") {
   CHECK(cosine(0) == 2);
   CHECK(cosine(4) == Approx(1));
   CHECK(cosine(8) == Approx(0).margin(1e-12));
+  const Schedule floored{.decay = Schedule::Decay::Cosine, .peak = 2, .floor = 0.25, .warmup = 4, .total = 12};
+  CHECK(floored(2) == 1);
+  CHECK(floored(8) == Approx(2 * (0.25 + 0.75 / 2)));
+  CHECK(floored(12) == Approx(0.5));
+  CHECK(Schedule{.peak = 2, .floor = 0.25, .total = 4}(2) == Approx(2 * (0.25 + 0.75 / 2)));
 }
 
 TEST_CASE("recomputed blocks give the same bits") {

@@ -55,6 +55,7 @@ int bench_train(const CommandLine& cli) {
   const auto tasks = int64_t(lengths.size());
   SftBatch batch;
   int64_t tokens = 0, answered = 0;
+  std::vector<int64_t> responses;
   for (int64_t s = 0; s < tasks; ++s) {
     std::vector<int32_t> ids, labels;
     const int64_t n = lengths[size_t(s)], from = n - std::max<int64_t>(1, int64_t(double(n) * response));
@@ -64,6 +65,7 @@ int bench_train(const CommandLine& cli) {
     }
     batch.ids.push_back(std::move(ids)), batch.labels.push_back(std::move(labels));
     tokens += n, answered += n - from;
+    responses.push_back(n - from);
   }
   const double before = peak_resident_bytes();
 
@@ -91,7 +93,7 @@ int bench_train(const CommandLine& cli) {
   }
   StepCost cost;
   add_hypernet(cost, net, tasks, cli.dtype);
-  BaseStep shape{config, cli.dtype, cli.has("recompute"), lengths, answered, {}, c.rank, SftOptions{}.lora_dropout};
+  BaseStep shape{config, cli.dtype, cli.has("recompute"), lengths, responses, {}, c.rank, SftOptions{}.lora_dropout};
   for (const AdaptedModule& m : c.modules) shape.adapted.push_back(parse_projection(m.name));
   add_base_step(cost, shape);
   add_slabs(cost, net.parameters());

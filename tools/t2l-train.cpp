@@ -12,21 +12,9 @@ using namespace t2l;
 
 namespace {
 
-// Options that are read, since official configs have them, but do nothing yet: --help does not list them.
-constexpr const char* kNotBuilt[] = {"min_lr_frac", "gist_mask", "curriculum", "p_no_description", "p_shots"};
-
-std::string help_of(Verb verb) {
-  std::string listed;
-  for_lines(TrainConfig::help(verb), [&](std::string_view line, int64_t) {
-    const auto is_of = [&](const char* key) { return line.starts_with(fmt::format("  {} ", key)); };
-    if (std::none_of(std::begin(kNotBuilt), std::end(kNotBuilt), is_of)) listed += std::string(line) + "\n";
-  });
-  return listed;
-}
-
 constexpr const char* kUsage =
-    "Trains adapters and hypernetworks.\n\n"
-    "Usage: t2l-train lora|multitask|reconstruct|sft|hyperdecoders --config FILE.yaml --data DIR --out DIR "
+    "Trains adapters, hypernetworks and small base models.\n\n"
+    "Usage: t2l-train pretrain|lora|multitask|reconstruct|sft|hyperdecoders --config FILE.yaml --data DIR --out DIR "
     "[--key=value ..] "
     "[--resume]\n";
 
@@ -41,13 +29,13 @@ int run(int argc, char** argv) {
   }
   if (arguments.empty() || arguments[0].starts_with("-")) {
     if (!given("--help"))
-      throw UsageError("t2l-train: say what to learn: lora, multitask, reconstruct, sft or hyperdecoders");
+      throw UsageError("t2l-train: say what to learn: pretrain, lora, multitask, reconstruct, sft or hyperdecoders");
     fmt::print("{}\nt2l-train VERB --help lists the options of each.\n", kUsage);
     return 0;
   }
   const Verb verb = parse_verb(arguments[0]);
   if (given("--help")) {
-    fmt::print("{}\n{}", kUsage, help_of(verb));
+    fmt::print("{}\n{}", kUsage, TrainConfig::help(verb));
     return 0;
   }
   arguments.erase(arguments.begin());
@@ -59,8 +47,8 @@ int run(int argc, char** argv) {
     throw UsageError("--data and --out are needed; see t2l-train --help");
   if (c.threads > 0) omp_set_num_threads(int(c.threads));
   const Device device = select_device(c.device);
-  const DType dtype =
-      c.base_dtype == "bf16" || (c.base_dtype.empty() && is_fast(device, DType::BF16)) ? DType::BF16 : DType::F32;
+  const bool bf16_by_default = verb != Verb::Pretrain && is_fast(device, DType::BF16);
+  const DType dtype = c.base_dtype == "bf16" || (c.base_dtype.empty() && bf16_by_default) ? DType::BF16 : DType::F32;
   for (const std::string& w : c.warnings) log_line("warning: " + w);
 
   if (!std::filesystem::is_directory(c.data)) fail("--data {}: is no directory; give the folder of tasks", c.data);

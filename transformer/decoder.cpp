@@ -11,17 +11,24 @@
 
 namespace t2l {
 
+// What the tokens of a pass, or some of them, have of their own.
+struct Decoder::Rows {
+  Tensor which;            // i [rows] of the tokens; not given: all
+  Tensor rotations;        // i [rows] of cos and sin
+  Tensor adapter_offsets;  // i [adapters + 1]
+};
+
 // A batch of packed tokens, and what depends on it alone.
 struct Decoder::Pass {
   int64_t tokens = 0;
   Tensor ids;                               // i [tokens]
-  Tensor cos, sin;                          // f [rows, head_dim / 2]
-  Tensor rotations;                         // i [tokens]: rows of cos and sin
+  Tensor cos, sin;                          // f [positions, head_dim / 2]
   std::map<int32_t, AttentionSpans> spans;  // by window
+  AttentionSpans last_spans;                // of the last layer, whose queries are `wanted`
+  Rows all, wanted;
   KvCache* cache = nullptr;
   Tensor cache_rows;  // i [tokens]: where keys and values go
   const AdapterBatch* adapters = nullptr;
-  Tensor adapter_offsets;  // i [adapters + 1]
 };
 
 Decoder::Decoder(const DecoderConfig& c, const DecoderOptions& options)
@@ -78,7 +85,7 @@ void Decoder::initialise(uint64_t seed) {
   for (const Parameter& p : parameters()) {
     Tensor w = Tensor::empty(p.shape, DType::F32, options_.device);
     if (p.shape.rank() > 1)
-      backend(w).random_normal(w, 0, 0.02f, {seed, stream_of(p.name)});
+      backend(w).random_normal(w, 0, config_.initializer_range, {seed, stream_of(p.name)});
     else
       w = Tensor::full(p.shape, p.name.ends_with("norm.weight") && !config_.gemma ? 1 : 0, options_.device);
     *p.value = w.to(options_.dtype);
@@ -93,7 +100,7 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
   p.tokens = int64_t(packed.ids.size());
   p.ids = Tensor::from(packed.ids, on);
 
-  std::vector<int32_t> k_begin(packed.offsets.begin(), packed.offsets.end() - 1), past(size_t(samples), 0), rows;
+  std::vector<int32_t> k_begin(packed.offsets.begin(), packed.offsets.end() - 1), past(size_t(samples), 0), rows, gist;
   T2L_CHECK(batch.sequences.empty() || (cache && int64_t(batch.sequences.size()) == samples), "{} sequences for {}",
             batch.sequences.size(), samples);
   for (int64_t s = 0; cache && s < samples; ++s) {
@@ -108,11 +115,19 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
       rows.push_back(k_begin[size_t(s)] + position);
     }
   }
+  for (int64_t s = 0; config_.gist_token >= 0 && s < samples; ++s) {
+    const std::vector<int32_t>& ids = batch.ids[size_t(s)];
+    int32_t fresh = -1;
+    int32_t& first = cache ? cache->gist(batch.sequences.empty() ? s : batch.sequences[size_t(s)]) : fresh;
+    if (const auto at = std::find(ids.begin(), ids.end(), config_.gist_token); first < 0 && at != ids.end())
+      first = past[size_t(s)] + int32_t(at - ids.begin());
+    gist.push_back(first > 1 ? first : 0);
+  }
   p.cache = cache;
   if (cache) p.cache_rows = Tensor::from(rows, on);
   for (const int32_t window : config_.windows)
     if (!p.spans.contains(window)) {
-      p.spans[window] = cached_spans(packed.offsets, k_begin, past, config_.attention_scale, window, on);
+      p.spans[window] = cached_spans(packed.offsets, k_begin, past, config_.attention_scale, window, on, gist);
       p.spans[window].softcap = config_.attention_softcap;
     }
 
@@ -138,7 +153,7 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
   const Shape shape{int64_t(position_of.size()), int64_t(frequencies_.size())};
   p.cos = Tensor::from<float>(cos, shape, on);
   p.sin = Tensor::from<float>(sin, shape, on);
-  p.rotations = Tensor::from(row_of, on);
+  p.all.rotations = Tensor::from(row_of, on);
 
   p.adapters = adapters;
   if (adapters) {
@@ -153,12 +168,28 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
       before = i;
     }
     std::partial_sum(offsets.begin(), offsets.end(), offsets.begin());
-    p.adapter_offsets = Tensor::from(offsets, on);
+    p.all.adapter_offsets = Tensor::from(offsets, on);
+    for (int32_t& end : offsets)
+      end = int32_t(std::lower_bound(batch.rows.begin(), batch.rows.end(), end) - batch.rows.begin());
+    if (!batch.rows.empty()) p.wanted.adapter_offsets = Tensor::from(offsets, on);
   }
+  p.last_spans = p.spans.at(config_.windows.back());
+  if (batch.rows.empty()) {
+    p.wanted = p.all;
+    return p;
+  }
+  T2L_CHECK(batch.rows.front() >= 0 && batch.rows.back() < p.tokens &&
+                std::is_sorted(batch.rows.begin(), batch.rows.end(), std::less_equal<>()),
+            "rows {} .. {} of {} tokens", batch.rows.front(), batch.rows.back(), p.tokens);
+  std::vector<int32_t> rotations;
+  for (const int32_t row : batch.rows) rotations.push_back(row_of[size_t(row)]);
+  p.wanted.which = Tensor::from(batch.rows, on);
+  p.wanted.rotations = Tensor::from(rotations, on);
+  p.last_spans = spans_of_queries(p.last_spans, batch.rows);
   return p;
 }
 
-Var Decoder::project(int64_t layer, Projection p, const Var& x, const Pass& pass) const {
+Var Decoder::project(int64_t layer, Projection p, const Var& x, const Pass& pass, const Rows& rows) const {
   const Linear& l = layers_[size_t(layer)].linear[size_t(p)];
   const Var y = linear(x, l.w, l.b);
   if (!pass.adapters) return y;
@@ -166,11 +197,12 @@ Var Decoder::project(int64_t layer, Projection p, const Var& x, const Pass& pass
   const AdapterBatch::Pair& pair = all.layers.at(size_t(layer))[size_t(p)];
   if (!pair.a) return y;
   const RandomKey key{all.key.seed, all.key.stream + uint64_t(layer) * kProjections + uint64_t(p)};
-  return lora(y, dropout(x, all.dropout, key), pair.a, pair.b, pass.adapter_offsets, all.scale);
+  return lora(y, dropout(x, all.dropout, key), pair.a, pair.b, rows.adapter_offsets, all.scale);
 }
 
 Var Decoder::attend(int64_t layer, const Var& q, const Var& k, const Var& v, const Pass& pass) const {
-  const AttentionSpans& spans = pass.spans.at(config_.windows[size_t(layer)]);
+  const bool last = layer + 1 == config_.layers;
+  const AttentionSpans& spans = last ? pass.last_spans : pass.spans.at(config_.windows[size_t(layer)]);
   if (!pass.cache) return attention(q, k, v, spans);
   T2L_CHECK(!Tape::wanted({&q, &k, &v}), "a cache under a tape");
   Tensor &keys = pass.cache->keys(layer), &values = pass.cache->values(layer);
@@ -185,23 +217,26 @@ Var Decoder::attend(int64_t layer, const Var& q, const Var& k, const Var& v, con
 Var Decoder::block(int64_t layer, const Var& x, const Pass& pass) const {
   const DecoderConfig& c = config_;
   const Layer& l = layers_[size_t(layer)];
-  const auto heads = [&](Projection p, const Var& h, int64_t n) {
-    return reshape(project(layer, p, h, pass), {pass.tokens, n, c.head_dim});
+  // Behind the last layer's keys and values only the rows wanted go on.
+  const Rows& rows = layer + 1 == c.layers ? pass.wanted : pass.all;
+  const auto wanted = [&](const Var& y) { return rows.which ? gather_rows(y, rows.which) : y; };
+  const auto heads = [&](Projection p, const Var& h, int64_t n, const Rows& of) {
+    return reshape(project(layer, p, h, pass, of), {h.dim(0), n, c.head_dim});
   };
-  const auto rotate = [&](const Var& y) { return rope(y, pass.cos, pass.sin, pass.rotations); };
+  const auto rotate = [&](const Var& y, const Rows& of) { return rope(y, pass.cos, pass.sin, of.rotations); };
 
   Var h = norm(l.attention_norm, x);
-  Var q = heads(Projection::Q, h, c.heads), k = heads(Projection::K, h, c.kv_heads);
-  const Var v = heads(Projection::V, h, c.kv_heads);
+  Var q = heads(Projection::Q, wanted(h), c.heads, rows), k = heads(Projection::K, h, c.kv_heads, pass.all);
+  const Var v = heads(Projection::V, h, c.kv_heads, pass.all);
   if (c.qk_norm) q = norm(l.q_norm, q), k = norm(l.k_norm, k);
-  const Var seen = reshape(attend(layer, rotate(q), rotate(k), v, pass), {pass.tokens, c.heads * c.head_dim});
-  Var out = project(layer, Projection::O, seen, pass);
+  const Var seen = attend(layer, rotate(q, rows), rotate(k, pass.all), v, pass);
+  Var out = project(layer, Projection::O, reshape(seen, {q.dim(0), c.heads * c.head_dim}), pass, rows);
   if (c.gemma) out = norm(l.attention_post, out);
-  const Var y = add(x, out);
+  const Var y = add(wanted(x), out);
 
   h = norm(l.mlp_norm, y);
-  out = gated(project(layer, Projection::Gate, h, pass), project(layer, Projection::Up, h, pass), c.activation);
-  out = project(layer, Projection::Down, out, pass);
+  const Var gate = project(layer, Projection::Gate, h, pass, rows), up = project(layer, Projection::Up, h, pass, rows);
+  out = project(layer, Projection::Down, gated(gate, up, c.activation), pass, rows);
   if (c.gemma) out = norm(l.mlp_post, out);
   return add(y, out);
 }
@@ -244,7 +279,8 @@ Var Decoder::hidden(const TokenBatch& batch, const AdapterBatch* adapters, KvCac
         if (*v) inputs.push_back(*v);
     x = checkpoint([this, i, pass, kept](const std::vector<Var>& in) { return block(i, in[0], *pass); }, inputs);
   }
-  return blocks == config_.layers ? norm(norm_, x) : x;
+  if (blocks == config_.layers) return norm(norm_, x);
+  return pass->wanted.which ? gather_rows(x, pass->wanted.which) : x;
 }
 
 Tensor Decoder::logits(const Tensor& x) const {

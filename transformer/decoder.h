@@ -36,6 +36,9 @@ struct TokenBatch {
   std::vector<int32_t> adapters = {};
   // With a cache: which of its sequences each sample continues. Empty: sample i continues sequence i.
   std::vector<int32_t> sequences = {};
+  // Which rows of the hidden states are wanted, rising; empty: all. The last layer does no work for the others beyond
+  // their keys and values.
+  std::vector<int32_t> rows = {};
   // Training: uniform noise on the embeddings of a sample of n tokens, within noise / sqrt(n hidden) (Jain et al.,
   // "NEFTune", 2023).
   float noise = 0;
@@ -57,10 +60,10 @@ class Decoder {
   // Without values, for initialise() or assignment through parameters(): every Var is empty.
   Decoder(const DecoderConfig& config, const DecoderOptions& options);
 
-  // Hidden states [tokens, hidden], after the final norm. layer, from 0 to the number of layers, asks for those before
-  // it instead, as transformers' hidden_states[layer]: 0 are the embeddings; the last is after the final norm.
-  // With a cache the tokens continue what is there, and are added to it; not under a tape.
-  // Error for a sample without tokens or an id that the vocabulary does not have.
+  // Hidden states [tokens, hidden], or of the rows wanted alone, after the final norm. layer, from 0 to the number of
+  // layers, asks for those before it instead, as transformers' hidden_states[layer]: 0 are the embeddings; the last is
+  // after the final norm. With a cache the tokens continue what is there, and are added to it; not under a tape. Error
+  // for a sample without tokens or an id that the vocabulary does not have.
   Var hidden(const TokenBatch& batch, const AdapterBatch* adapters = nullptr, KvCache* cache = nullptr,
              int64_t layer = -1) const;
   // f32 [rows, vocab] of some rows of the last hidden states; no gradient.
@@ -79,8 +82,8 @@ class Decoder {
     Var* value;
   };
   std::vector<Parameter> parameters();
-  // Draws every weight as transformers initialises an untrained model: matrices from N(0, 0.02), norms as the identity,
-  // biases 0. A weight's numbers depend on the seed and its name.
+  // Draws every weight as transformers initialises an untrained model: matrices from N(0, initializer_range), norms as
+  // the identity, biases 0. A weight's numbers depend on the seed and its name.
   void initialise(uint64_t seed);
 
  private:
@@ -93,12 +96,13 @@ class Decoder {
     Var attention_norm, mlp_norm;  // [hidden]
     Var attention_post, mlp_post;  // [hidden], gemma
   };
+  struct Rows;
   struct Pass;
 
   Pass pack(const TokenBatch& batch, const AdapterBatch* adapters, KvCache* cache) const;
   Var embed(const TokenBatch& batch, const Pass& pass) const;
   Var block(int64_t layer, const Var& x, const Pass& pass) const;
-  Var project(int64_t layer, Projection p, const Var& x, const Pass& pass) const;
+  Var project(int64_t layer, Projection p, const Var& x, const Pass& pass, const Rows& rows) const;
   Var attend(int64_t layer, const Var& q, const Var& k, const Var& v, const Pass& pass) const;
   Var norm(const Var& w, const Var& x) const { return rmsnorm(x, w, config_.eps, config_.gemma ? 1.f : 0.f); }
   const Var& head() const { return config_.tied ? embedding_ : head_; }

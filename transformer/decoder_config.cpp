@@ -120,7 +120,9 @@ DecoderConfig DecoderConfig::parse(const Json& json, const std::string& where) {
     c.logit_softcap = cap("final_logit_softcapping");
   }
   c.windows = parse_windows(o, c);
+  c.gist_token = int32_t(o.get_int_or("gist_token_id", -1, 0, c.vocab - 1));
   c.dtype = checkpoint_dtype(o);
+  c.initializer_range = float(positive(o, "initializer_range", o.get_float_or("initializer_range", 0.02), 1e3));
   return c;
 }
 

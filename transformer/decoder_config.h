@@ -33,8 +33,13 @@ struct DecoderConfig : BaseModel {
   float attention_scale = 1;  // multiplies q k
   float attention_softcap = 0, logit_softcap = 0;  // 0: none
   std::vector<int32_t> windows;  // [layers]: how many tokens a query sees, itself included; 0: all before it
+  // Tokens behind the first gist token of a sample, if that stands at a position p > 1, see nothing before p: what they
+  // know of it, the gist token tells them (Mu et al., "Learning to compress prompts with gist tokens", 2023). Our own
+  // key, gist_token_id; -1: there is none.
+  int32_t gist_token = -1;
 
-  DType dtype = DType::F32;  // checkpoint_dtype()
+  DType dtype = DType::F32;         // checkpoint_dtype()
+  float initializer_range = 0.02f;  // deviation of matrices before training
 
   // A model's folder, or its config.json. Error, naming file and key, for what is missing, impossible, or means
   // something that is not built here.

@@ -3,7 +3,7 @@
 namespace t2l {
 
 KvCache::KvCache(const DecoderConfig& c, const std::vector<int64_t>& capacities, DType dtype, Device device)
-    : begins_{0}, lengths_(capacities.size(), 0) {
+    : begins_{0}, lengths_(capacities.size(), 0), gists_(capacities.size(), -1) {
   for (const int64_t n : capacities) begins_.push_back(begins_.back() + n);
   if (begins_.back() > INT32_MAX)
     fail("a cache for {} tokens is too large; run fewer sequences at once", begins_.back());

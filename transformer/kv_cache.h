@@ -14,6 +14,7 @@ class KvCache {
   int64_t length(int64_t sequence) const { return lengths_.at(size_t(sequence)); }
   int64_t begin(int64_t sequence) const { return begins_.at(size_t(sequence)); }  // its first row
   void extend(int64_t sequence, int64_t tokens);                                  // Error if there is no room
+  int32_t& gist(int64_t sequence) { return gists_.at(size_t(sequence)); }  // its first gist token, -1 before it came
   size_t bytes() const;
 
   // [rows, kv_heads, head_dim], rotated keys
@@ -22,6 +23,7 @@ class KvCache {
 
  private:
   std::vector<int64_t> begins_, lengths_;  // begins_ has one more: the end
+  std::vector<int32_t> gists_;
   std::vector<Tensor> keys_, values_;
 };
 
