@@ -40,6 +40,7 @@ class PretrainLearner final : public Learner {
         epochs_(sampler_options(c), sizes<TaskSize>()),
         sampler_(options(), sizes<PretrainSampler::Size>()),
         model_config_(parse_model_config()),
+        samples_(encoder_, set_.tasks, model_config_.gist_token, c.inp_max_len),
         base_(model_config_, {dtype, device, {}, c.recompute}),
         weights_(base_.parameters()) {
     if (!encoder_.is_chat() && (c.p_no_description < 1 || c.p_shots > 0))
@@ -72,13 +73,7 @@ class PretrainLearner final : public Learner {
   const Sampler& sampler() const override { return epochs_; }
 
   MicroBatch forward(int64_t i) override {
-    const std::vector<PretrainDraw> draws = sampler_.batch(i);
-    SftBatch batch{TokenIds(draws.size()), TokenIds(draws.size())};
-#pragma omp parallel for schedule(dynamic, 4)
-    for (size_t s = 0; s < draws.size(); ++s) {
-      PretrainSample sample = pretrain_sample(encoder_, set_.tasks[size_t(draws[s].task)], draws[s]);
-      batch.ids[s] = std::move(sample.ids), batch.labels[s] = std::move(sample.labels);
-    }
+    const SftBatch batch = samples_.batch(sampler_.batch(i));
     for (const Decoder::Parameter& p : weights_) *p.value = cast(parameters_(p.name), base_.options().dtype);
     const RandomKey key = step_key(uint64_t(config_.seed), i);
     const SftLoss loss = sft_loss(base_, batch, {}, nullptr,
@@ -152,6 +147,7 @@ class PretrainLearner final : public Learner {
   OrderedJson model_json_;
   std::vector<std::pair<std::string, std::string>> files_;
   DecoderConfig model_config_;
+  PretrainSamples samples_;
   Decoder base_;
   std::vector<Decoder::Parameter> weights_;  // of base_
   Parameters parameters_;
@@ -221,6 +217,52 @@ PretrainSample pretrain_sample(const SampleEncoder& encoder, const Task& task, c
     for (auto at = size_t(part.prompt); at < size_t(end - part.ids.begin()); ++at) sample.labels[at] = whole.ids[at];
   }
   return sample;
+}
+
+PretrainSamples::PretrainSamples(const SampleEncoder& encoder, const std::vector<Task>& tasks, int32_t gist_token,
+                                 int64_t max_length)
+    : encoder_(encoder), tasks_(tasks), gist_token_(gist_token), max_length_(size_t(max_length)) {
+  for (const Task& t : tasks) heads_.emplace_back(t.descriptions.size());
+}
+
+SftBatch PretrainSamples::batch(const std::vector<PretrainDraw>& draws) {
+  std::vector<PretrainSample> samples(draws.size());
+#pragma omp parallel for schedule(dynamic, 4)
+  for (size_t s = 0; s < draws.size(); ++s)
+    if (!compose(samples[s], draws[s])) samples[s] = pretrain_sample(encoder_, tasks_[size_t(draws[s].task)], draws[s]);
+  SftBatch batch;
+  for (size_t s = 0; s < draws.size(); ++s) {
+    remember(samples[s], draws[s]);
+    batch.ids.push_back(std::move(samples[s].ids));
+    batch.labels.push_back(std::move(samples[s].labels));
+  }
+  return batch;
+}
+
+bool PretrainSamples::compose(PretrainSample& sample, const PretrainDraw& draw) const {
+  if (draw.rows.size() > 1) return false;
+  const Example& alone = tasks_[size_t(draw.task)].train[size_t(draw.rows[0])];
+  sample = {alone.ids, alone.labels()};
+  if (draw.description < 0) return true;
+  const Head& head = heads_[size_t(draw.task)][size_t(draw.description)];
+  if (head.ids.empty() || alone.ids.size() - head.instead + head.ids.size() > max_length_) return false;
+  for (auto* list : {&sample.ids, &sample.labels}) {
+    list->erase(list->begin(), list->begin() + ptrdiff_t(head.instead));
+    list->insert(list->begin(), head.ids.begin(), head.ids.end());
+  }
+  std::fill_n(sample.labels.begin(), head.ids.size(), -100);
+  return true;
+}
+
+void PretrainSamples::remember(const PretrainSample& sample, const PretrainDraw& draw) {
+  if (draw.rows.size() > 1 || draw.description < 0 || sample.ids.size() >= max_length_) return;
+  Head& head = heads_[size_t(draw.task)][size_t(draw.description)];
+  const Example& alone = tasks_[size_t(draw.task)].train[size_t(draw.rows[0])];
+  if (!head.ids.empty() || alone.prompt == 0) return;
+  const auto [own, other] = std::mismatch(sample.ids.rbegin(), sample.ids.rend(), alone.ids.rbegin(), alone.ids.rend());
+  if (own == sample.ids.rbegin() || *(own - 1) != gist_token_) return;
+  head.ids.assign(sample.ids.begin(), own.base());
+  head.instead = size_t(alone.ids.rend() - other);
 }
 
 std::unique_ptr<Learner> make_pretrain_learner(const TrainConfig& c, DType dtype, Device device,

@@ -50,6 +50,30 @@ struct PretrainSample {
 };
 PretrainSample pretrain_sample(const SampleEncoder& encoder, const Task& task, const PretrainDraw& draw);
 
+// The same for batches of draws, most of them without rendering anything: a row without description is encoded already,
+// and what a description puts before it is remembered. That needs a gist token to follow the description: being a
+// special token, it keeps the tokens on either side of it apart.
+class PretrainSamples {
+ public:
+  // tasks: with conversations, encoded by `encoder` to at most max_length tokens. gist_token: -1 if there is none
+  PretrainSamples(const SampleEncoder& encoder, const std::vector<Task>& tasks, int32_t gist_token, int64_t max_length);
+  SftBatch batch(const std::vector<PretrainDraw>& draws);
+
+ private:
+  struct Head {
+    std::vector<int32_t> ids;  // empty: not known yet
+    size_t instead = 0;        // of how many ids of the sample without description
+  };
+  bool compose(PretrainSample& sample, const PretrainDraw& draw) const;
+  void remember(const PretrainSample& sample, const PretrainDraw& draw);
+
+  const SampleEncoder& encoder_;
+  const std::vector<Task>& tasks_;
+  int32_t gist_token_;
+  size_t max_length_;
+  std::vector<std::vector<Head>> heads_;  // by task and description
+};
+
 // config.model_dir: config.json and the tokenizer's files; its weights are not read. save() writes a complete folder of
 // a model, which transformers reads too.
 std::unique_ptr<Learner> make_pretrain_learner(const TrainConfig& config, DType dtype, Device device,

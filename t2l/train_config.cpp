@@ -151,7 +151,7 @@ const std::vector<Option>& options() {
       Option("seed", &C::seed, "of all random numbers"),
       Option("recompute", &C::recompute, "activations in backward; less memory"),
       // ---- pretraining
-      Option("gist_mask", &C::gist_mask, "answers see the description through its last token only"),
+      Option("gist_mask", &C::gist_mask, "the rule of the model's gist_token_id; false: drop it"),
       Option("curriculum", &C::curriculum, "part of the updates that keeps to simple tasks").within(0, 1),
       Option("p_no_description", &C::p_no_description, "prompts without description").within(0, 1),
       Option("p_shots", &C::p_shots, "prompts with examples").within(0, 1),

@@ -184,6 +184,37 @@ TEST_CASE("a sample is what the chat template says, and asks for its answers") {
   check({2, 2, {1, 8, 14}}, "(please first.|ab!a|bc!b|cc!c>", "-----------------------x----xx");
 }
 
+TEST_CASE("batches hold what each draw's own rendering gives") {
+  const World w(kSmall);
+  // An example of a long input, and descriptions that the limit cuts off
+  w.scratch.write(
+      "tasks/long/metadata.yaml",
+      "user_prompt_template: '{input}'\nresponse_field: output\ndescriptions: ['a very long story.', b.]\n");
+  w.scratch.write("tasks/long/train.jsonl", R"({"input": "abcdefghijkl", "output": "abc"})"
+                                            "\n"
+                                            R"({"input": "a", "output": "b"})"
+                                            "\n");
+  for (const int32_t gist : {kSep, -1})
+    for (const int64_t limit : {512, 22}) {
+      const SampleEncoder encoder = SampleEncoder::load(w.base, w.base, true, limit);
+      const TaskSet set = TaskSet::load(w.config(), &encoder);
+      std::vector<PretrainSampler::Size> sizes;
+      for (const Task& t : set.tasks)
+        sizes.push_back({int64_t(t.train.size()), int64_t(t.descriptions.size()), t.level});
+      const PretrainSampler sampler({.batch_size = 40, .p_no_description = 0.2, .p_shots = 0.2}, sizes);
+      PretrainSamples samples(encoder, set.tasks, gist, limit);
+      for (int64_t i = 0; i < 20; ++i) {
+        const std::vector<PretrainDraw> draws = sampler.batch(i);
+        const SftBatch batch = samples.batch(draws);
+        for (size_t s = 0; s < draws.size(); ++s) {
+          const PretrainSample want = pretrain_sample(encoder, set.tasks[size_t(draws[s].task)], draws[s]);
+          REQUIRE(batch.ids[s] == want.ids);
+          REQUIRE(batch.labels[s] == want.labels);
+        }
+      }
+    }
+}
+
 TEST_CASE("gradients of every weight against finite differences") {
   // gemma2: norms after attention and MLP, capped logits; llama_bias: biases everywhere, an untied head; qwen3: normed
   // q and k.
