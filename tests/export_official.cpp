@@ -7,7 +7,7 @@
 #include "t2l/export_official.h"
 #include "t2l/torch_archive.h"
 #include "tests/golden_files.h"
-#include "tests/support.h"
+#include "tests/train_world.h"
 
 using namespace t2l;
 using namespace test;
@@ -134,4 +134,26 @@ TEST_CASE("the official loader takes an export and generates the same adapters")
   const std::string command =
       fmt::format("{} -W ignore tests/official_check.py {}{}", quoted(python), quoted(official), folders);
   CHECK(std::system(command.c_str()) == 0);
+}
+
+TEST_CASE("t2l-train exports at the end of a run") {
+  const World w;
+  for (const std::string verb : {"sft", "reconstruct"}) {
+    CAPTURE(verb);
+    const std::string out = w.scratch / verb, official = w.scratch / (verb + "_official");
+    const Run r = w.train(verb, out, {"--steps=2", "--export-official=" + official});
+    INFO(r.err);
+    REQUIRE(r.status == 0);
+    CHECK(r.err.find("warning: --export-official: descriptions were embedded in") != std::string::npos);
+    const TrainedHypernet ours = load_hypernet(out), theirs = load_hypernet(official);
+    REQUIRE(ours.net.parameters().names() == theirs.net.parameters().names());
+    for (const std::string& name : ours.net.parameters().names())
+      CHECK(ours.net.parameters().value(name).to_vector<float>() ==
+            theirs.net.parameters().value(name).to_vector<float>());
+    CHECK(ours.adapter.scaling() == theirs.adapter.scaling());
+    CHECK(read_yaml(official + "/args.yaml")["train_ds_names"] == Json{"task0", "task1", "task2", "task3"});
+    const Run again = w.train(verb, w.scratch / "other", {"--steps=2", "--export-official=" + official});
+    CHECK(again.status == 1);
+    CHECK_FALSE(fs::exists(w.scratch / "other"));
+  }
 }

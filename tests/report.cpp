@@ -206,6 +206,12 @@ TEST_CASE("similarity is the cosine of the adapters' products, and like tasks co
     for (size_t j = 0; j < size_t(n); ++j)
       CHECK(s.cosine[i * size_t(n) + j] == Approx(dot(i, j) / std::sqrt(dot(i, i) * dot(j, j))).margin(1e-5));
 
+  for (const Device device : devices()) {
+    p.move_to(device);
+    const TaskSimilarity there = adapter_similarity(net, tasks.to(device), names);
+    for (size_t i = 0; i < s.cosine.size(); ++i) CHECK(there.cosine[i] == Approx(s.cosine[i]).margin(1e-5));
+  }
+
   // Two groups, interleaved.
   TaskSimilarity mixed{{"a", "x", "b", "y", "c", "z"}, std::vector<double>(36)};
   for (size_t i = 0; i < 6; ++i)
