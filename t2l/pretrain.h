@@ -8,6 +8,7 @@
 // Every draw is a function of the seed and the iteration alone, as in sampler.h.
 #pragma once
 #include "t2l/learners.h"
+#include "t2l/sft.h"
 
 namespace t2l {
 
