@@ -134,8 +134,9 @@ T2L_AVX512 inline __m512 join(__m256 low, __m256 high) {
   return _mm512_castpd_ps(_mm512_maskz_insertf64x4(0xff, whole, _mm256_castps_pd(high), 1));
 }
 
-// Eight units of rows [0 .. 3 | 4 .. 7] and [8 .. 11 | 12 .. 15], half a register each, become [unit][16 rows].
-T2L_AVX512 inline void transpose512(__m512* r) {
+// Eight units of rows [0 .. 3 | 4 .. 7] and [8 .. 11 | 12 .. 15], half a register each, become [unit][16 rows]. Inlined
+// always, as a call takes all sixteen registers through memory.
+T2L_AVX512 __attribute__((always_inline)) inline void transpose512(__m512* r) {
   constexpr __mmask16 kAll = 0xffff;
   __m512 s[8], t[8];
 #pragma GCC unroll 4
