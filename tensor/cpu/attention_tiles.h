@@ -144,7 +144,7 @@ class Tiles {
     const Ahead nothing{here, here, 0, 0};  // all is in the cache already
     for (int64_t j = 0; j * nr() < cols; ++j)
       for (int64_t i = begin; i < end; i += a.height) {
-        kernel_.run(c + j * c_panel + i * ldc, ldc, a.p + i / a.height * a.panel, b.p + j * b.panel, units(depth),
+        kernel_.run(c + j * c_panel + i * ldc, ldc, a.p + i / a.height * a.panel, 0, b.p + j * b.panel, units(depth),
                     int(std::min(a.height, end - i)), add, ahead ? *ahead : nothing);
         if (!ahead) continue;
         const int64_t bytes = (units(depth) >> ahead->log2_lines) * ahead->stride;

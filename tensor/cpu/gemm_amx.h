@@ -7,7 +7,8 @@
 namespace t2l::cpu {
 
 template <class Tiles>
-void run_amx(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
+void run_amx(float* c, int64_t ldc, const void* a, int64_t, const void* b, int64_t units, int rows, bool add,
+             Ahead ahead) {
   constexpr int64_t kA = 64, kB = 128;  // bytes from row to row
   const int64_t row_c = ldc * 4;
   const char *pa = static_cast<const char*>(a), *pb = static_cast<const char*>(b);
@@ -55,6 +56,7 @@ constexpr GemmKernel amx_kernel() {
           .pack_a = pack<PairUnits, 32, true>,
           .pack_b = pack<PairUnits, 32>,
           .adds_whole = false,
+          .reads_rows = false,
           .run = run_amx<Tiles>,
           .begin = Tiles::begin,
           .end = Tiles::end};

@@ -11,15 +11,44 @@
 namespace t2l::cpu {
 namespace {
 
+// One unit of R rows of A, unit after unit: of a packed panel, or where A lies. There a pointer to every third row lets
+// the processor's addressing reach the others.
+template <int kPitch>
+struct PackedA {
+  const float* p;
+  PackedA(const void* a, int64_t) : p(static_cast<const float*>(a)) {}
+  float operator()(int i) const { return p[i]; }
+  void next() { p += kPitch; }
+};
 template <int R>
-void tile_avx2(float* to, int64_t ldc, const float* a, const float* b, int64_t units, bool add, Ahead ahead) {
+struct RowsA {
+  const char* p[(R + 2) / 3];
+  int64_t ld;
+  RowsA(const void* a, int64_t bytes) : ld(bytes) {
+    for (int i = 0; i < R; i += 3) p[i / 3] = static_cast<const char*>(a) + i * bytes;
+  }
+  float operator()(int i) const {
+    float x;
+    std::memcpy(&x, p[i / 3] + i % 3 * ld, sizeof x);
+    return x;
+  }
+  void next() {
+#pragma GCC unroll 8
+    for (auto& each : p) each += 4;
+  }
+};
+
+template <class A, int R>
+void tile_avx2(float* to, int64_t ldc, const void* a, int64_t lda, const float* b, int64_t units, bool add,
+               Ahead ahead) {
+  A x_of(a, lda);
   __m256 c[R][2] = {};
-  for (int64_t u = 0; u < units; ++u, a += 8, b += 16) {
+  for (int64_t u = 0; u < units; ++u, x_of.next(), b += 16) {
     fetch(ahead, u);
     const __m256 b0 = _mm256_load_ps(b), b1 = _mm256_load_ps(b + 8);
 #pragma GCC unroll 8
     for (int i = 0; i < R; ++i) {
-      const __m256 x = _mm256_broadcast_ss(a + i);
+      const __m256 x = _mm256_set1_ps(x_of(i));
       c[i][0] = _mm256_fmadd_ps(x, b0, c[i][0]);
       c[i][1] = _mm256_fmadd_ps(x, b1, c[i][1]);
     }
@@ -45,20 +74,21 @@ struct Bf16Pairs {  // c + x[2i] y[2i] + x[2i + 1] y[2i + 1], and subnormals are
   }
 };
 
-template <class Op, int R>
-T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const float* a, const float* b, int64_t units, bool add,
+template <class Op, class A, int R>
+T2L_AVX512 void tile_avx512(float* to, int64_t ldc, const void* a, int64_t lda, const float* b, int64_t units, bool add,
                             Ahead ahead) {
+  A x_of(a, lda);
   __m512 c[R][2];
 #pragma GCC unroll 16
   for (int i = 0; i < R; ++i) {
     c[i][0] = c[i][1] = _mm512_setzero_ps();
   }
-  for (int64_t u = 0; u < units; ++u, a += 16, b += 32) {
+  for (int64_t u = 0; u < units; ++u, x_of.next(), b += 32) {
     fetch(ahead, u);
     const __m512 b0 = _mm512_load_ps(b), b1 = _mm512_load_ps(b + 16);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
-      const __m512 x = _mm512_set1_ps(a[i]);
+      const __m512 x = _mm512_set1_ps(x_of(i));
       c[i][0] = Op::multiply_add(c[i][0], x, b0);
       c[i][1] = Op::multiply_add(c[i][1], x, b1);
     }
@@ -104,8 +134,9 @@ T2L_AVX512 inline __m512 join(__m256 low, __m256 high) {
   return _mm512_castpd_ps(_mm512_maskz_insertf64x4(0xff, whole, _mm256_castps_pd(high), 1));
 }
 
-// Eight units of rows [0 .. 3 | 4 .. 7] and [8 .. 11 | 12 .. 15], half a register each, become [unit][16 rows].
-T2L_AVX512 inline void transpose512(__m512* r) {
+// Eight units of rows [0 .. 3 | 4 .. 7] and [8 .. 11 | 12 .. 15], half a register each, become [unit][16 rows]. Inlined
+// always, as a call takes all sixteen registers through memory.
+T2L_AVX512 __attribute__((always_inline)) inline void transpose512(__m512* r) {
   constexpr __mmask16 kAll = 0xffff;
   __m512 s[8], t[8];
 #pragma GCC unroll 4
@@ -186,20 +217,27 @@ T2L_AVX512 void thin_avx512(float* to, const float* a, const typename Units::T* 
   for (int i = 0; i < R; ++i, to += 16) _mm512_storeu_ps(to, add ? _mm512_add_ps(_mm512_loadu_ps(to), c[i]) : c[i]);
 }
 
-using Tile = void (*)(float*, int64_t, const float*, const float*, int64_t, bool, Ahead);
+using Tile = void (*)(float*, int64_t, const void*, int64_t, const float*, int64_t, bool, Ahead);
 
-void run_avx2(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
-  static constexpr Tile kTiles[] = {tile_avx2<1>, tile_avx2<2>, tile_avx2<3>, tile_avx2<4>, tile_avx2<5>, tile_avx2<6>};
-  kTiles[rows - 1](c, ldc, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
+void run_avx2(float* c, int64_t ldc, const void* a, int64_t lda, const void* b, int64_t units, int rows, bool add,
+              Ahead ahead) {
+  static constexpr auto kTiles = []<int... I>(std::integer_sequence<int, I...>) {
+    return std::array{std::array<Tile, sizeof...(I)>{tile_avx2<PackedA<8>, I + 1>...},
+                      std::array<Tile, sizeof...(I)>{tile_avx2<RowsA<I + 1>, I + 1>...}};
+  }
+  (std::make_integer_sequence<int, 6>());
+  kTiles[lda != 0][size_t(rows - 1)](c, ldc, a, lda, static_cast<const float*>(b), units, add, ahead);
 }
 
 template <class Op>
-void run_avx512(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead) {
+void run_avx512(float* c, int64_t ldc, const void* a, int64_t lda, const void* b, int64_t units, int rows, bool add,
+                Ahead ahead) {
   static constexpr auto kTiles = []<int... I>(std::integer_sequence<int, I...>) {
-    return std::array<Tile, sizeof...(I)>{tile_avx512<Op, I + 1>...};
+    return std::array{std::array<Tile, sizeof...(I)>{tile_avx512<Op, PackedA<16>, I + 1>...},
+                      std::array<Tile, sizeof...(I)>{tile_avx512<Op, RowsA<I + 1>, I + 1>...}};
   }
   (std::make_integer_sequence<int, 14>());
-  kTiles[rows - 1](c, ldc, static_cast<const float*>(a), static_cast<const float*>(b), units, add, ahead);
+  kTiles[lda != 0][size_t(rows - 1)](c, ldc, a, lda, static_cast<const float*>(b), units, add, ahead);
 }
 
 template <class Units>
@@ -237,6 +275,7 @@ constexpr GemmKernel avx2() {
           .pack_a = pack<Units, 8>,
           .pack_b = pack<Units, 16>,
           .adds_whole = true,
+          .reads_rows = !std::is_same_v<Units, WidenedUnits>,
           .run = run_avx2,
           .thin = {.rows = 6, .cols = 8, .pack_a = pack<Units, 8, true>, .run = run_thin_avx2<Units>}};
 }
@@ -252,6 +291,7 @@ constexpr GemmKernel avx512() {
           .pack_a = pack<Units, 16>,
           .pack_b = pack<Units, 32>,
           .adds_whole = true,
+          .reads_rows = !std::is_same_v<Units, WidenedUnits>,
           .run = run_avx512<Op>,
           .thin = {.rows = 8, .cols = 16, .pack_a = pack<Units, 8, true>, .run = run_thin_avx512<Op, Units>}};
 }

@@ -40,8 +40,11 @@ struct GemmKernel {
   int64_t kc;      // elements of k per pass. A constant, as sums are rounded where passes meet
   Pack pack_a, pack_b;
   bool adds_whole;  // whether add is one addition of the pass's sum, or each product is added
-  // c [rows, nr] (+)= A B, over one pass; rows up to a multiple of rows_step may be overwritten.
-  void (*run)(float* c, int64_t ldc, const void* a, const void* b, int64_t units, int rows, bool add, Ahead ahead);
+  bool reads_rows;  // whether A may be read where it lies, [m, k], if k is whole units
+  // c [rows, nr] (+)= A B, over one pass; rows up to a multiple of rows_step may be overwritten. lda: bytes from row to
+  // row of A where it lies, 0 for a packed panel.
+  void (*run)(float* c, int64_t ldc, const void* a, int64_t lda, const void* b, int64_t units, int rows, bool add,
+              Ahead ahead);
   ThinKernel thin = {};       // rows: 0 if there is none
   void (*begin)() = nullptr;  // before the first and after the last run of a thread
   void (*end)() = nullptr;
