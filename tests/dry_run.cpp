@@ -3,6 +3,7 @@
 #include <catch2/catch.hpp>
 
 #include "t2l/apply_adapter.h"
+#include "t2l/sft.h"
 #include "tests/train_world.h"
 
 using namespace t2l;

@@ -6,6 +6,7 @@
 #include "t2l/adapter.h"
 #include "t2l/learners.h"
 #include "tests/support.h"
+#include "transformer/decoder.h"
 
 namespace t2l::test {
 
