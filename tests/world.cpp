@@ -247,7 +247,7 @@ TEST_CASE("a world has the tasks that it should") {
         if (is_reserved(p, split))
           ++reserved;
         else
-          CHECK(uses[p.name()] >= 3);
+          CHECK(uses[p.name()] >= 2);
         if (t->revealed) CHECK(formulas[p.family] >= 3);
       }
       CHECK(reserved <= 1);

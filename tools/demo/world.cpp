@@ -338,13 +338,13 @@ class Builder {
       for (const Task& t : *tasks) held_out.emplace_back(&t, sample_inputs(t, int(kProbes), o_.seed));
     // First what gives every primitive some compositions, then whatever comes.
     std::map<std::string, int> uses;
-    const auto fill = [&](bool rare) {
+    const auto fill = [&](int least) {
       std::vector<Steps> left;
       for (Steps& steps : compositions_) {
         Task task{"", steps, int(train.size()) % o_.revealed_every == 0, {}, {}, {}, {}};
-        const auto is_rare = [&](const Primitive& p) { return uses[p.name()] < kLeastUses; };
+        const auto is_rare = [&](const Primitive& p) { return uses[p.name()] < least; };
         const auto is_like = [&](const auto& h) { return agreement(*h.first, task, h.second) > kTooAlike; };
-        if (int(train.size()) == o_.tasks || (rare && std::none_of(steps.begin(), steps.end(), is_rare)) ||
+        if (int(train.size()) == o_.tasks || std::none_of(steps.begin(), steps.end(), is_rare) ||
             !is_task(steps, o_.seed) || std::any_of(held_out.begin(), held_out.end(), is_like)) {
           left.push_back(std::move(steps));
           continue;
@@ -355,7 +355,8 @@ class Builder {
       }
       compositions_ = std::move(left);
     };
-    fill(true), fill(false);
+    for (int least = 1; least <= kLeastUses; ++least) fill(least);
+    fill(o_.tasks);
     if (int(train.size()) < o_.tasks) fail("there are only {} training tasks; ask for fewer", train.size());
     // A number in front, so that the first tasks by name are some of all kinds.
     random_.shuffle(train);
