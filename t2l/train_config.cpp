@@ -500,7 +500,7 @@ void TrainConfig::finish(const std::string& where) {
       warnings.push_back("pred_z_score has no effect on the loss of products (factorized: false)");
   }
   if (verb == Verb::Pretrain && !eval_ds_info.empty())
-    wrong("eval_ds_info", "has no use in pretrain; remove it, and judge the model with t2l-eval");
+    warnings.push_back("eval_ds_info has no effect in pretrain; judge the model with t2l-eval");
   if (verb != Verb::Pretrain) {
     const std::pair<const char*, bool> of_pretraining[] = {{"gist_mask", gist_mask},
                                                            {"curriculum", curriculum > 0},

@@ -182,9 +182,10 @@ using Places = std::vector<std::pair<int64_t, Projection>>;  // linear layers: o
 // through it, its input if an adapter lies before it.
 struct Needed {
   std::multiset<std::array<int64_t, 3>> products;  // m, n, k of dx = dy w
-  int64_t norms = 1, gated = 0, attended = 0, rotated = 0, through_adapters = 0;
+  int64_t norms = 1, gated = 0, attended = 0, rotated = 0, through_adapters = 0, scattered = 0;
 
-  Needed(const DecoderConfig& c, const Places& adapted, int64_t tokens) {
+  // answered: rows that predict a response token, to which the last block keeps behind its keys and values.
+  Needed(const DecoderConfig& c, const Places& adapted, int64_t tokens, int64_t answered) {
     const auto depth = [](int64_t layer, Projection p) {
       return 4 * layer + (p <= Projection::V ? 0 : p == Projection::O ? 1 : p == Projection::Down ? 3 : 2);
     };
@@ -192,13 +193,16 @@ struct Needed {
     for (auto& [layer, p] : adapted) lowest = std::min(lowest, depth(layer, p));
     for (int64_t layer = 0; layer < c.layers; ++layer) {
       const auto input = [&](Projection p) { return depth(layer, p) > lowest; };
+      const bool last = layer + 1 == c.layers;
       norms += input(Projection::Q) + input(Projection::Gate);
+      if (last) scattered = 2 * input(Projection::Q);  // rows of the block's input, and of its norm
       for (size_t i = 0; i < kProjections; ++i) {
         const auto p = Projection(i);
         const bool adapter = std::count(adapted.begin(), adapted.end(), std::pair(layer, p)),
                    live = input(p) || adapter;
         const auto [in, out] = c.linear(p);
-        if (input(p)) products.insert({tokens, in, out});
+        const bool all = !last || p == Projection::K || p == Projection::V;
+        if (input(p)) products.insert({all ? tokens : answered, in, out});
         through_adapters += adapter + (adapter && input(p));
         gated += live && (p == Projection::Gate || p == Projection::Up);
         attended += live && p <= Projection::V;
@@ -250,7 +254,7 @@ TEST_CASE("a step does no work below the lowest adapter, none for the base's wei
         CHECK(rows_back == loss.response_tokens);
         CHECK(loss.response_tokens < loss.tokens / 2);
 
-        const Needed needed(c, adapted, loss.tokens);
+        const Needed needed(c, adapted, loss.tokens, loss.response_tokens);
         const Trace trace;
         backward(loss.total);
         std::multiset<std::array<int64_t, 3>> products;
@@ -277,7 +281,7 @@ TEST_CASE("a step does no work below the lowest adapter, none for the base's wei
         CHECK(count("rope").calls == needed.rotated + 2 * repeated);
         CHECK(count("segment_matmul").calls == needed.through_adapters + (recompute ? 2 * adapters_count : 0));
         CHECK(count("segment_matmul_weight").calls == 2 * adapters_count);
-        CHECK(count("scatter_rows").calls == 1);  // of the response's rows into the others; not of the embeddings
+        CHECK(count("scatter_rows").calls == needed.scattered);  // not of the embeddings
         for (auto& [layer, p] : adapted) CHECK(adapters.layers[size_t(layer)][size_t(p)].a.grad());
       }
     }

@@ -11,7 +11,8 @@ namespace {
 
 constexpr int kShortest = 4, kLongest = 6;  // lists
 constexpr int kSinglesOfFamily = 8;
-constexpr int kLeastUses = 2;                  // training compositions of each primitive
+constexpr int kLeastUses = 3;                  // training compositions of each primitive
+constexpr int kPairsOfLetter = 3;              // held-out pairs that a letter may be in, of seven
 constexpr int kSeen = 100;                     // training tasks that are also reported
 constexpr int kUnseenDescriptions = 8;         // of each reported task
 constexpr uint32_t kProbes = 100;              // inputs that decide on a task
@@ -36,13 +37,14 @@ constexpr Reserved kReserved[] = {{"exchange", 5, 3}, {"remove", 1, 1},      {"c
 // Letter pairs are most of the parameter values that there are, and need most of the tasks.
 int weight(const std::string& family) { return family == "replace" ? 8 : family == "exchange" ? 3 : 1; }
 
-bool may_follow(Kind first, Kind second) {
-  const bool changes = second == Kind::OfNumbers || second == Kind::OfLetters;
-  switch (first) {
-    case Kind::Position: return changes || second == Kind::Summary;
-    case Kind::Filter: return second != Kind::Filter;
-    case Kind::Order: return changes || second == Kind::Position;
-    case Kind::OfNumbers: return second == Kind::OfLetters;
+// Steps that work side by side, in either order or nearly so; two that each must wait for the other's result are more
+// than a model of a few layers learns in minutes. Only what is short or long by itself is worth counting.
+bool may_follow(const Primitive& first, const Primitive& second) {
+  static const std::set<std::string> cuts = {"first", "last", "drop-first", "drop-last"};
+  switch (second.kind) {
+    case Kind::OfLetters: return first.kind != Kind::OfLetters && first.kind != Kind::Summary;
+    case Kind::OfNumbers: return first.kind < Kind::OfNumbers;
+    case Kind::Summary: return cuts.contains(first.family);
     default: return false;
   }
 }
@@ -196,10 +198,14 @@ class Builder {
     for (const Primitive& p : make_primitives()) families[p.family].push_back(p);
     for (auto& [family, values] : families) random_.shuffle(values);
     for (const Reserved& r : kReserved) {
-      const std::vector<Primitive>& values = families.at(r.family);
-      for (int i = 0; i < r.test + r.valid; ++i) {
-        const char* split = i < r.test ? "test" : "valid";
-        Primitive p = values[size_t(i)];
+      std::map<Item, int> pairs;  // that a letter is in: few, so that it is seen with most others
+      int taken = 0;
+      for (Primitive p : families.at(r.family)) {
+        if (taken == r.test + r.valid) break;
+        if (std::any_of(p.parameters.begin(), p.parameters.end(), [&](Item x) { return pairs[x] == kPairsOfLetter; }))
+          continue;
+        for (const Item x : p.parameters) ++pairs[x];
+        const char* split = taken++ < r.test ? "test" : "valid";
         reserve(p, split);
         if (p.family != "exchange") continue;
         p.family = "replace";
@@ -235,7 +241,7 @@ class Builder {
     const std::vector<Primitive> all = make_primitives();
     for (const Primitive& a : all)
       for (const Primitive& b : all)
-        if (may_follow(a.kind, b.kind)) strata[{a.family, b.family}].push_back({a, b});
+        if (may_follow(a, b)) strata[{a.family, b.family}].push_back({a, b});
     for (auto& [families, steps] : strata) random_.shuffle(steps);
     while (!strata.empty()) {
       std::vector<Steps> round;
@@ -332,13 +338,13 @@ class Builder {
       for (const Task& t : *tasks) held_out.emplace_back(&t, sample_inputs(t, int(kProbes), o_.seed));
     // First what gives every primitive some compositions, then whatever comes.
     std::map<std::string, int> uses;
-    const auto fill = [&](bool rare) {
+    const auto fill = [&](int least) {
       std::vector<Steps> left;
       for (Steps& steps : compositions_) {
-        Task task{"", steps, int(train.size()) % o_.hidden_share == 0, {}, {}, {}, {}};
-        const auto is_rare = [&](const Primitive& p) { return uses[p.name()] < kLeastUses; };
+        Task task{"", steps, int(train.size()) % o_.revealed_every == 0, {}, {}, {}, {}};
+        const auto is_rare = [&](const Primitive& p) { return uses[p.name()] < least; };
         const auto is_like = [&](const auto& h) { return agreement(*h.first, task, h.second) > kTooAlike; };
-        if (int(train.size()) == o_.tasks || (rare && std::none_of(steps.begin(), steps.end(), is_rare)) ||
+        if (int(train.size()) == o_.tasks || std::none_of(steps.begin(), steps.end(), is_rare) ||
             !is_task(steps, o_.seed) || std::any_of(held_out.begin(), held_out.end(), is_like)) {
           left.push_back(std::move(steps));
           continue;
@@ -349,7 +355,8 @@ class Builder {
       }
       compositions_ = std::move(left);
     };
-    fill(true), fill(false);
+    for (int least = 1; least <= kLeastUses; ++least) fill(least);
+    fill(o_.tasks);
     if (int(train.size()) < o_.tasks) fail("there are only {} training tasks; ask for fewer", train.size());
     // A number in front, so that the first tasks by name are some of all kinds.
     random_.shuffle(train);

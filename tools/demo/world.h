@@ -64,7 +64,7 @@ struct Task {
 struct Options {
   uint64_t seed = 0;
   int tasks = 1024, rows = 256, test_rows = 100, descriptions = 64;
-  int hidden_share = 5;  // every so many compositions one is revealed
+  int revealed_every = 5;  // compositions: one of so many is revealed by its inputs
 };
 
 struct World {

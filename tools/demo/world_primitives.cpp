@@ -219,14 +219,27 @@ void Maker::positions() {
 }
 
 void Maker::orders() {
+  const auto order = [&](const std::string& family, auto is, bool up, const std::string& of, const std::string& others,
+                         const std::string& how, const std::string& formula) {
+    add(family, {}, Kind::Order,
+        [is, up](const List& x) {
+          const List of_kind = sorted(kept(x, is));
+          return up ? of_kind : reversed(of_kind);
+        },
+        formula,
+        {fmt::format("$write [|only |just ]the {} {}", of, how),
+         fmt::format("[pick|take] out the {} and sort them {}", of, how),
+         fmt::format("[sort|order|arrange] the {} {} and [leave out|drop|omit] the {}", of, how, others),
+         fmt::format("[sort|order|arrange] [just|only] the {} {}", of, how)});
+  };
   const std::string up = "[in ascending order|in increasing order|from small to large|from lowest to highest]";
   const std::string down = "[in descending order|in decreasing order|from large to small|from highest to lowest]";
-  add("sort-up", {}, Kind::Order, sorted, "asc",
-      {fmt::format("[sort|order|arrange] the [$list|$items] {}", up),
-       fmt::format("[put|bring] the $items into ascending order"), "[sort|order] the [$list|$items]"});
-  add("sort-down", {}, Kind::Order, [](const List& x) { return reversed(sorted(x)); }, "desc",
-      {fmt::format("[sort|order|arrange] the [$list|$items] {}", down),
-       fmt::format("[put|bring] the $items into descending order"), "[sort|order] the [$list|$items] backwards"});
+  const std::string a_to_h = "[in alphabetical order|alphabetically|from a to h]";
+  const std::string h_to_a = "[in reverse alphabetical order|in reverse alphabetical order|from h to a]";
+  order("numbers-up", is_number, true, "$numbers", "$letters", up, "asc");
+  order("numbers-down", is_number, false, "$numbers", "$letters", down, "desc");
+  order("letters-up", is_letter, true, "$letters", "$numbers", a_to_h, "abc");
+  order("letters-down", is_letter, false, "$letters", "$numbers", h_to_a, "cba");
 }
 
 void Maker::filters() {
