@@ -179,6 +179,7 @@ TrainResult train(Parameters& parameters, const TrainPlan& plan, const TrainHook
     at.validated = at.updates;
     if (rows.empty()) return;
     const double loss = rows[0].at("loss").get<double>();
+    if (!std::isfinite(loss)) fail("the validation loss after {} updates is {}; lower lr", at.updates, loss);
     if (at.best_updates < 0 || loss < at.best_loss) {
       at.best_updates = at.updates, at.best_loss = loss, at.worse = 0;
       if (plan.keep_best) save();
@@ -223,7 +224,7 @@ TrainResult train(Parameters& parameters, const TrainPlan& plan, const TrainHook
     if (saved != at.updates && plan.save_every > 0 && at.updates % plan.save_every == 0) save();
     if (hooks.check_interrupt) or_save(hooks.check_interrupt);
   }
-  if (at.updates != saved || plan.save_every == 0) save();
+  if (at.updates != saved) save();
   const bool best = plan.keep_best && at.best_updates >= 0 && at.best_updates != at.updates;
   if (best)
     copy_in(parameters, parameters.values(),
