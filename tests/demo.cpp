@@ -187,8 +187,7 @@ TEST_CASE("the weights in the repository answer tasks that nothing was trained o
   const Json all = json_of(run_program(scratch, "demo", {"--json"}));
   const Json& hidden = all.at("revealed").at("false");
   CHECK(hidden.at("tasks") >= 6);
-  CHECK(hidden.at("adapted") > 0.8);
-  CHECK(hidden.at("base") < 0.2);
+  CHECK(hidden.at("adapted").get<double>() >= hidden.at("base").get<double>() + 0.6);
   const auto warnings = [&](const std::string& text) {
     return json_of(run_program(scratch, "demo", {"--json", "--task", text})).at("warnings").size();
   };

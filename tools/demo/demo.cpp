@@ -1,6 +1,7 @@
 // What `make demo` runs: the small world at work, on the weights in tools/demo/weights (ship.py puts them there).
 //   description -> embedding -> hypernetwork -> adapter;   input -> base model, with and without it -> two answers
 // Neither model reads the description with the input: what the adapted one knows of the task, its adapter holds.
+#include <omp.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -205,6 +206,13 @@ std::string cell(std::string text, size_t width, Colour colour, bool colours) {
   return fmt::format("\x1b[{}m{}\x1b[0m", kCodes[size_t(colour)], text);
 }
 
+// What a user wrote may not drive the terminal.
+std::string without_controls(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  return text;
+}
+
 struct Row {
   std::string input, right, base, adapted;
   bool base_right = false, adapted_right = false;
@@ -216,35 +224,39 @@ struct Row {
   }
 };
 
-struct Table {
-  bool colours, with_right;
-
-  void print(const std::vector<Row>& rows, const std::string& adapted) const {
-    const auto line = [&](const std::vector<std::pair<std::string, Colour>>& cells) {
-      std::string text = " ";
-      for (const auto& [content, colour] : cells) text += " " + cell(content, 26, colour, colours);
-      fmt::print("{}\n", text.substr(0, text.find_last_not_of(' ') + 1));
-    };
-    line(with_right ? std::vector<std::pair<std::string, Colour>>{{"input", Colour::Dim},
-                                                                  {"right answer", Colour::Dim},
-                                                                  {"  base model", Colour::Dim},
-                                                                  {"  " + adapted, Colour::Dim}}
-                    : std::vector<std::pair<std::string, Colour>>{
-                          {"input", Colour::Dim}, {"base model", Colour::Dim}, {adapted, Colour::Dim}});
-    for (const Row& r : rows) {
-      const auto marked = [](const std::string& text, bool right) {
-        return std::pair((right ? "+ " : "- ") + text, right ? Colour::Green : Colour::Red);
-      };
-      if (with_right)
-        line({{r.input, Colour::Plain},
-              {r.right, Colour::Plain},
-              marked(r.base, r.base_right),
-              marked(r.adapted, r.adapted_right)});
-      else
-        line({{r.input, Colour::Plain}, {r.base, Colour::Plain}, {r.adapted, Colour::Bold}});
-    }
+// Inputs and answers side by side; `right`: shares of right answers, of the base model and of the adapted one.
+void print_rows(const std::vector<Row>& rows, const std::string& adapted, bool colours,
+                const std::optional<std::pair<double, double>>& right, size_t examples) {
+  constexpr size_t kAnswer = 26;
+  size_t input = kAnswer;
+  for (const Row& r : rows) input = std::max(input, r.input.size());
+  using Cell = std::pair<std::string, Colour>;
+  const auto line = [&](const std::vector<Cell>& cells) {
+    std::string text = " ";
+    for (size_t i = 0; i < cells.size(); ++i)
+      text += " " + cell(cells[i].first, i ? kAnswer : input, cells[i].second, colours);
+    fmt::print("{}\n", text.substr(0, text.find_last_not_of(' ') + 1));
+  };
+  const auto marked = [](const std::string& text, bool is_right) {
+    return Cell((is_right ? "+ " : "- ") + text, is_right ? Colour::Green : Colour::Red);
+  };
+  const Colour dim = Colour::Dim;
+  if (!right) {
+    line({{"input", dim}, {"base model", dim}, {adapted, dim}});
+    for (const Row& r : rows) line({{r.input, Colour::Plain}, {r.base, Colour::Plain}, {r.adapted, Colour::Bold}});
+    return;
   }
-};
+  line({{"input", dim}, {"right answer", dim}, {"  base model", dim}, {"  " + adapted, dim}});
+  for (const Row& r : rows)
+    line({{r.input, Colour::Plain},
+          {r.right, Colour::Plain},
+          marked(r.base, r.base_right),
+          marked(r.adapted, r.adapted_right)});
+  line({{fmt::format("right of {}", examples), Colour::Plain},
+        {"", Colour::Plain},
+        {fmt::format("{:5.0f} %", 100 * right->first), Colour::Plain},
+        {fmt::format("{:5.0f} %", 100 * right->second), Colour::Plain}});
+}
 
 struct Seconds {
   double embedding = 0, hypernet = 0, answering = 0;
@@ -261,6 +273,18 @@ double mean(const std::vector<double>& x) {
   return x.empty() ? 0 : sum / double(x.size());
 }
 
+struct Scores {
+  std::vector<double> base, adapted;  // of each task
+
+  Json json() const { return {{"tasks", base.size()}, {"base", mean(base)}, {"adapted", mean(adapted)}}; }
+  void print(const char* name, bool colours) const {
+    if (base.empty()) return;
+    fmt::print("  {:<54}{}{}\n", fmt::format("{} ({})", name, base.size()),
+               cell(fmt::format("{:8.1f} %", 100 * mean(base)), 0, Colour::Red, colours),
+               cell(fmt::format("{:18.1f} %", 100 * mean(adapted)), 0, Colour::Green, colours));
+  }
+};
+
 class Demo {
  public:
   explicit Demo(const CommandLine& cli)
@@ -275,17 +299,20 @@ class Demo {
   }
 
   int run() {
-    if (!cli_.json)
-      fmt::print(
-          "A language model of {} thousand parameters, and a hypernetwork of {} thousand that turns a description into "
-          "a\nLoRA adapter for it. The models read the input alone: what to do with it, only the adapter knows.\n",
-          world_->base_parameters() / 1000, world_->hypernet_parameters() / 1000);
     cli_.has("task") ? own_task(cli_.get("task")) : shipped_tasks();
     if (cli_.json) fmt::print("{}\n", out_.dump(2, ' ', false, Json::error_handler_t::replace));
     return 0;
   }
 
  private:
+  void introduce() {
+    if (cli_.json) return;
+    fmt::print(
+        "A language model of {} thousand parameters, and a hypernetwork of {} thousand that turns a description into "
+        "a\nLoRA adapter for it. The models read the input alone: what to do with it, only the adapter knows.\n",
+        world_->base_parameters() / 1000, world_->hypernet_parameters() / 1000);
+  }
+
   // Greedy answers of both models to these questions.
   std::vector<Row> answer(const std::vector<const Example*>& questions, const std::vector<std::string>& inputs,
                           const AdapterBatch& adapter, double& seconds) const {
@@ -310,67 +337,75 @@ class Demo {
     return inputs;
   }
 
-  void shipped_tasks() {
-    const auto most = size_t(cli_.get_int("tasks", INT32_MAX));
-    const std::vector<EvalTask> tasks = world_->tasks(tasks_, INT32_MAX);
-    std::vector<double> base[2], adapted[2];  // whether the input does not reveal the task, or does
-    out_["tasks"] = Json::array();
-    for (size_t t = 0; t < std::min(most, tasks.size()); ++t) {
-      const EvalTask& task = tasks[t];
-      const std::vector<Example>& questions = task.questions[0];
-      const std::string& description = task.descriptions[cli_.seed % task.descriptions.size()];
-      const Generated generated = world_->generate_adapter(description);
-      Seconds seconds{generated.embedding, generated.hypernet};
-      std::vector<const Example*> shown;
-      for (size_t i = 0; i < std::min(kShown, questions.size()); ++i) shown.push_back(&questions[i]);
-      const std::vector<Row> rows = answer(shown, inputs_of(task.name), generated.adapter, seconds.answering);
-      const double without = world_->exact_match(questions, nullptr),
-                   with = world_->exact_match(questions, &generated.adapter);
-      base[task.revealed].push_back(without);
-      adapted[task.revealed].push_back(with);
+  // One of the shipped tasks, described in one of its ways.
+  struct Shown {
+    const EvalTask& task;
+    std::string kind, description;
+    std::vector<Row> rows;
+    double base, adapted;  // the share of right answers to all questions
+    Seconds seconds;
 
-      const Json metadata = read_yaml(tasks_ + "/" + task.name + "/metadata.yaml");
-      const std::string kind = Object(metadata, task.name).get_string_or("kind", "");
-      Json& j = out_["tasks"].emplace_back(Json{{"name", task.name},
-                                                {"kind", kind},
-                                                {"revealed", task.revealed},
-                                                {"description", description},
-                                                {"rows", Json::array()},
-                                                {"examples", questions.size()},
-                                                {"base", without},
-                                                {"adapted", with},
-                                                {"seconds", seconds.json()}});
-      for (const Row& r : rows) j["rows"].push_back(r.json(true));
-      if (cli_.json) continue;
+    size_t examples() const { return task.questions[0].size(); }
+    Json json() const {
+      Json list = Json::array();
+      for (const Row& r : rows) list.push_back(r.json(true));
+      return {{"name", task.name}, {"kind", kind},           {"revealed", task.revealed},
+              {"rows", list},      {"examples", examples()}, {"description", description},
+              {"base", base},      {"adapted", adapted},     {"seconds", seconds.json()}};
+    }
+    void print(bool colours) const {
       const std::string unseen = kind == "compositions" ? "a composition never trained on"
                                  : kind == "parameters" ? "a parameter's value never trained on"
                                                         : "never trained on";
-      fmt::print("\n{}\n  {}\n", cell(description, 0, Colour::Bold, colours_),
-                 cell(fmt::format("{}, {}{}", task.name, unseen, task.revealed ? "; its input says what to do" : ""), 0,
-                      Colour::Dim, colours_));
-      Table{colours_, true}.print(rows, "with the adapter");
-      fmt::print("  right of {:<3}{:44}{:4.0f} %{:22}{:4.0f} %\n", questions.size(), "", 100 * without, "", 100 * with);
-      fmt::print("  {}\n", cell(seconds.text(rows.size()), 0, Colour::Dim, colours_));
+      const std::string what =
+          fmt::format("{}, {}{}", task.name, unseen, task.revealed ? "; its input says what to do" : "");
+      fmt::print("\n{}\n  {}\n", cell(description, 0, Colour::Bold, colours), cell(what, 0, Colour::Dim, colours));
+      print_rows(rows, "with the adapter", colours, std::pair(base, adapted), examples());
+      fmt::print("  {}\n", cell(seconds.text(rows.size()), 0, Colour::Dim, colours));
     }
-    std::vector<double> all[2] = {base[0], adapted[0]};
-    all[0].insert(all[0].end(), base[1].begin(), base[1].end());
-    all[1].insert(all[1].end(), adapted[1].begin(), adapted[1].end());
-    const auto summary = [](const std::vector<double>& without, const std::vector<double>& with) {
-      return Json{{"tasks", without.size()}, {"base", mean(without)}, {"adapted", mean(with)}};
-    };
-    out_["mean"] = summary(all[0], all[1]);
-    out_["revealed"] = {{"false", summary(base[0], adapted[0])}, {"true", summary(base[1], adapted[1])}};
+  };
+
+  Shown show(const EvalTask& task) const {
+    const std::vector<Example>& questions = task.questions[0];
+    const std::string& description = task.descriptions[cli_.seed % task.descriptions.size()];
+    const Generated generated = world_->generate_adapter(description);
+    Seconds seconds{generated.embedding, generated.hypernet};
+    std::vector<const Example*> first;
+    for (size_t i = 0; i < std::min(kShown, questions.size()); ++i) first.push_back(&questions[i]);
+    std::vector<Row> rows = answer(first, inputs_of(task.name), generated.adapter, seconds.answering);
+    const std::string file = tasks_ + "/" + task.name + "/metadata.yaml";
+    const Json metadata = read_yaml(file);
+    return {task,
+            Object(metadata, file).get_string_or("kind", ""),
+            description,
+            std::move(rows),
+            world_->exact_match(questions, nullptr),
+            world_->exact_match(questions, &generated.adapter),
+            seconds};
+  }
+
+  void shipped_tasks() {
+    const auto most = size_t(cli_.get_int("tasks", INT32_MAX));
+    const std::vector<EvalTask> tasks = world_->tasks(tasks_, INT32_MAX);
+    introduce();
+    out_["tasks"] = Json::array();
+    Scores all, by_revealed[2];
+    for (size_t t = 0; t < std::min(most, tasks.size()); ++t) {
+      const Shown shown = show(tasks[t]);
+      out_["tasks"].push_back(shown.json());
+      if (!cli_.json) shown.print(colours_);
+      for (Scores* s : {&all, &by_revealed[tasks[t].revealed]}) {
+        s->base.push_back(shown.base);
+        s->adapted.push_back(shown.adapted);
+      }
+    }
+    out_["mean"] = all.json();
+    out_["revealed"] = {{"false", by_revealed[0].json()}, {"true", by_revealed[1].json()}};
     if (cli_.json) return;
-    fmt::print("\n{:<57}{:<28}{}\n", "Mean of right answers", "base model", "with the adapter");
-    const auto line = [&](const char* name, const std::vector<double>& without, const std::vector<double>& with) {
-      if (without.empty()) return;
-      fmt::print("  {:<54}{}                    {}\n", fmt::format("{} ({})", name, without.size()),
-                 cell(fmt::format("{:6.1f} %", 100 * mean(without)), 8, Colour::Red, colours_),
-                 cell(fmt::format("{:6.1f} %", 100 * mean(with)), 8, Colour::Green, colours_));
-    };
-    line("all tasks", all[0], all[1]);
-    line("the input does not say what to do", base[0], adapted[0]);
-    line("the input says what to do", base[1], adapted[1]);
+    fmt::print("\n{:<56}{:>10}{:>20}\n", "Mean of right answers", "base model", "with the adapter");
+    all.print("all tasks", colours_);
+    by_revealed[0].print("the input does not say what to do", colours_);
+    by_revealed[1].print("the input says what to do", colours_);
     fmt::print("\nYour own: make demo TASK=\"keep the first two items, and then add one to each number\"\n");
   }
 
@@ -378,6 +413,7 @@ class Demo {
     const Generated generated = world_->generate_adapter(text);
     Seconds seconds{generated.embedding, generated.hypernet};
     const Wording wording = judge(*world_, weights_, text);
+    introduce();
 
     // Inputs of the shipped tasks that look like lists and nothing else, in an order that the seed gives.
     const std::vector<EvalTask> tasks = world_->tasks(tasks_, 0);
@@ -406,14 +442,14 @@ class Demo {
     out_["rows"] = Json::array();
     for (const Row& r : rows) out_["rows"].push_back(r.json(false));
     if (cli_.json) return;
-    fmt::print("\n{}\n", cell(printable(text), 0, Colour::Bold, colours_));
+    fmt::print("\n{}\n", cell(without_controls(text), 0, Colour::Bold, colours_));
     for (const std::string& w : wording.warnings)
       fmt::print("{}\n", cell("warning: " + w, 0, Colour::Yellow, colours_));
     if (!wording.warnings.empty())
       fmt::print("{}\n", cell("warning: so do not take the answers below for this task's; they show only where such "
                               "an adapter leads",
                               0, Colour::Yellow, colours_));
-    Table{colours_, false}.print(rows, wording.warnings.empty() ? "with the adapter" : "with the adapter, a guess");
+    print_rows(rows, wording.warnings.empty() ? "with the adapter" : "with the adapter, a guess", colours_, {}, 0);
     fmt::print("  {}\n", cell(seconds.text(rows.size()), 0, Colour::Dim, colours_));
     fmt::print("  {}\n",
                cell(fmt::format("closest that was trained on: \"{}\" (cosine {:.3f})", wording.closest, wording.cosine),
@@ -435,6 +471,8 @@ int run(int argc, char** argv) {
       "tasks", po::value<int64_t>(), "of the shipped tasks, how many (default: all)")(
       "weights", po::value<std::string>(), "base, hypernet, tasks (default: tools/demo/weights)");
   cli.parse(argc, argv);
+  // The model is so small that a second thread costs more than it gives; on a busy machine a thousandfold.
+  if (!cli.has("threads")) omp_set_num_threads(1);
   if (cli.has("task") && cli.has("tasks")) throw UsageError("give at most one of --task and --tasks");
   if (const int64_t n = cli.get_int("tasks", 1); n < 1)
     throw UsageError(fmt::format("--tasks {}: must be 1 or more", n));
