@@ -31,15 +31,15 @@ struct Generated {
 
 class SmallWorld {
  public:
-  SmallWorld(const std::string& weights, Device device)
+  SmallWorld(const std::string& weights, const CommandLine& cli)
       : base_(weights + "/base"),
         trained_(load_hypernet(weights + "/hypernet", {.module_order = {}, .base = base_})),
-        decoder_(Decoder::load(base_, {DType::F32, device, {}})),
-        encoder_(trained_, "", base_, {DType::F32, device, {}}),
+        decoder_(Decoder::load(base_, {cli.base_dtype(base_), cli.device, {}})),
+        encoder_(trained_, "", base_, {DType::F32, cli.device, {}}),
         samples_(SampleEncoder::load(base_, base_, true, INT32_MAX)),
         tokenizer_(Tokenizer::load(base_)) {
     trained_.verified.get();
-    trained_.net.parameters().move_to(device);
+    trained_.net.parameters().move_to(cli.device);
     const GenerationConfig defaults = GenerationConfig::load(base_);
     options_.eos = defaults.eos;
     options_.max_new_tokens = 24;
@@ -182,8 +182,8 @@ Wording judge(const SmallWorld& world, const std::string& weights, const std::st
   if (w.words.share() > w.most_unknown) {
     std::string list;
     for (const std::string& word : w.words.unknown) list += (list.empty() ? "" : ", ") + printable(word);
-    w.warnings.push_back(fmt::format("{} of {} words fall to pieces, as the world does not use them: {}",
-                                     w.words.unknown.size(), w.words.all, list));
+    w.warnings.push_back(fmt::format("of {} words the world does not know {}, which fall to pieces: {}", w.words.all,
+                                     w.words.unknown.size(), list));
   }
   if (w.cosine < w.least_cosine)
     w.warnings.push_back(
@@ -294,7 +294,7 @@ class Demo {
     if (!fs::exists(weights_ + "/base/model.safetensors"))
       fail("{}: has no weights yet; `make reproduce` trains them", weights_);
     Stopwatch watch;
-    world_.emplace(weights_, cli.device);
+    world_.emplace(weights_, cli);
     out_["seconds"]["load"] = watch.lap();
   }
 
