@@ -18,8 +18,8 @@ all: setup  ## build the programs into build/bin/, installing missing Debian pac
 setup:  ## install the Debian packages that the build and the tests need
 	@tools/setup.sh
 
-demo: all  ## text to adapter, on real descriptions and made-up weights
-	@tools/demo/demo.sh
+demo: all  ## tasks never trained on, answered with and without adapters made from their descriptions; or yours: TASK="…"
+	@build/bin/demo $${TASK:+--task "$$TASK"}
 
 test: setup  ## build and run all tests, those of the GPU kernels on an emulated GPU
 	@$(call build,build,,all tests)

@@ -21,6 +21,7 @@ SEES["tests"] = {*STACK, "tools", "cuda", "tests"}
 
 TOP_LEVEL = {*SEES, "Makefile", "CMakeLists.txt", "README.md", "LICENSE"}  # and dotfiles
 LARGEST = 1 << 20  # bytes
+WEIGHTS, LARGEST_WEIGHTS = "tools/demo/weights/", 12_000_000  # of the small world, altogether
 SOURCES = (".h", ".cpp", ".cu", ".cuh", ".inc")
 # What ties the repository to one machine. Written so that the patterns do not match themselves.
 FORBIDDEN = re.compile(r"[/]work/|[/]home/\w|[/]root/|pypi[.]org|pythonhosted[.]org|npmjs[.](org|com)|crates[.]io|"
@@ -62,12 +63,18 @@ def include_fault(root, path, quote, header):
 
 
 def faults(root):
+    weights = 0
     for path in files_of(root):
         top, full = path.split("/")[0], os.path.join(root, path)
         if top not in TOP_LEVEL and not top.startswith("."):
             yield f"{path}:1: '{top}' is not among the top-level entries of the repository"
-        if os.path.getsize(full) > LARGEST:
-            yield f"{path}:1: {os.path.getsize(full)} bytes, more than {LARGEST}"
+        size = os.path.getsize(full)
+        if path.startswith(WEIGHTS):
+            weights += size
+            if weights - size <= LARGEST_WEIGHTS < weights:
+                yield f"{path}:1: with it, the weights have {weights} bytes, more than {LARGEST_WEIGHTS}"
+        elif size > LARGEST:
+            yield f"{path}:1: {size} bytes, more than {LARGEST}"
             continue
         with open(full, "rb") as f:
             data = f.read()
@@ -87,7 +94,7 @@ def self_test():
         "tensor/a.h": "#include <vector>\n", "nn/b.h": '#include "tensor/a.h"\n#include <catch2/catch.hpp>\n',
         "cuda/c.cu": '#include <cuda_runtime.h>\n#include "tensor/a.h"\n#include "cuda/emu/e.h"\n', "cuda/emu/e.h": "",
         "tools/d.cpp": '#include "nn/b.h"\n', "tests/e.cpp": '#include "cuda/emu/e.h"\n  #include "tests/f.h"\n',
-        "tests/f.h": "",
+        "tests/f.h": "", WEIGHTS + "model": "\0" * (LARGEST + 1),
     }
     bad = {
         "upward": ("tensor/up.cpp", '\n\n#include "nn/b.h"\n', "tensor/up.cpp:3:"),
@@ -100,6 +107,7 @@ def self_test():
         "own header in angles": ("nn/x.cpp", "#include <tensor/a.h>\n", "nn/x.cpp:1:"),
         "top level": ("notes.txt", "", "notes.txt:1:"),
         "size": ("tests/big", "x" * (LARGEST + 1), "tests/big:1:"),
+        "weights": (WEIGHTS + "big", "x" * (LARGEST_WEIGHTS + 1), WEIGHTS + "big:1:"),
         "machine path": ("tests/x.py", "ok\nopen('/" + "work/data')\n", "tests/x.py:2:"),
         "registry": ("README.md", "https://pypi" + ".org/x\n", "README.md:1:"),
     }

@@ -1,237 +1,486 @@
-// What `make demo` needs besides t2l-gen: models made on the spot, with random weights, in the layouts that people
-// download (an official hypernetwork, a BERT with a WordPiece vocabulary), and a look at the adapters.
-#include <cmath>
-#include <filesystem>
-#include <map>
-#include <set>
-#include <sstream>
+// What `make demo` runs: the small world at work, on the weights in tools/demo/weights (ship.py puts them there).
+//   description -> embedding -> hypernetwork -> adapter;   input -> base model, with and without it -> two answers
+// Neither model reads the description with the input: what the adapted one knows of the task, its adapter holds.
+#include <omp.h>
+#include <unistd.h>
 
-#include "t2l/adapter.h"
-#include "t2l/hypernet.h"
-#include "t2l/torch_archive.h"
+#include <algorithm>
+#include <cctype>
+#include <filesystem>
+
+#include "nn/parameters.h"
+#include "t2l/evaluate.h"
+#include "t2l/generate.h"
+#include "t2l/yaml.h"
 #include "tools/cli.h"
-#include "tools/tasks.h"
+#include "transformer/generation.h"
 
 using namespace t2l;
 namespace fs = std::filesystem;
 
 namespace {
 
-constexpr int64_t kWidth = 128, kVocab = 512, kPositions = 128;  // of the encoder
+constexpr size_t kShown = 3;  // inputs of each task
 
-// The letters, digits and marks of English and the words of the descriptions: any text has a tokenisation.
-std::vector<std::string> vocabulary(const std::string& descriptions) {
-  std::vector<std::string> tokens{"[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"};
-  for (char c = '!'; c <= '~'; ++c)
-    if (!std::isupper(static_cast<unsigned char>(c))) tokens.emplace_back(1, c);
-  for (char c = 'a'; c <= 'z'; ++c) tokens.push_back(std::string("##") + c);
-  for (char c = '0'; c <= '9'; ++c) tokens.push_back(std::string("##") + c);
-  std::set<std::string> words;
-  for (const NamedTask& task : read_tasks(descriptions)) {
-    std::string text = task.description;
-    for (char& c : text) c = std::isalpha(static_cast<unsigned char>(c)) ? char(std::tolower(c)) : ' ';
-    std::istringstream stream(text);
-    for (std::string word; stream >> word;)
-      if (word.size() > 1) words.insert(word);
+// ---- the models -----------------------------------------------------------------------------------------------------
+
+struct Generated {
+  AdapterBatch adapter;
+  double embedding, hypernet;  // seconds
+};
+
+class SmallWorld {
+ public:
+  SmallWorld(const std::string& weights, const CommandLine& cli)
+      : base_(weights + "/base"),
+        trained_(load_hypernet(weights + "/hypernet", {.module_order = {}, .base = base_})),
+        decoder_(Decoder::load(base_, {cli.base_dtype(base_), cli.device, {}})),
+        encoder_(trained_, "", base_, {DType::F32, cli.device, {}}),
+        samples_(SampleEncoder::load(base_, base_, true, INT32_MAX)),
+        tokenizer_(Tokenizer::load(base_)) {
+    trained_.verified.get();
+    trained_.net.parameters().move_to(cli.device);
+    const GenerationConfig defaults = GenerationConfig::load(base_);
+    options_.eos = defaults.eos;
+    options_.max_new_tokens = 24;
   }
-  tokens.insert(tokens.end(), words.begin(), words.end());
-  T2L_CHECK(int64_t(tokens.size()) <= kVocab, "{} words", tokens.size());
-  return tokens;
-}
 
-void make_encoder(const std::string& folder, const std::vector<std::string>& tokens, uint64_t seed) {
-  fs::create_directories(folder + "/1_Pooling");
-  Json vocab = Json::object(), added = Json::array();
-  for (size_t i = 0; i < tokens.size(); ++i) vocab[tokens[i]] = i;
-  for (int i = 0; i < 5; ++i)
-    added.push_back({{"id", i},
-                     {"content", tokens[size_t(i)]},
-                     {"single_word", false},
-                     {"lstrip", false},
-                     {"rstrip", false},
-                     {"normalized", false},
-                     {"special", true}});
-  const auto piece = [](const char* kind, const char* id) {
-    return Json::object({{kind, {{"id", id}, {"type_id", 0}}}});
+  Generated generate_adapter(const std::string& description) const {
+    Stopwatch watch;
+    const Tensor embedding = embed({description});
+    const double seconds = watch.lap();
+    AdapterBatch adapter = generated_adapters(trained_, embedding, decoder_).make(0, 1);
+    backend(embedding).synchronize();
+    return {std::move(adapter), seconds, watch.lap()};
+  }
+
+  // The new tokens of each prompt, greedily; without an adapter the base model's.
+  TokenIds answer(const TokenIds& prompts, const AdapterBatch* adapter) const {
+    return generate(decoder_, prompts, options_, adapter);
+  }
+
+  Tensor embed(const std::vector<std::string>& texts) const { return encoder_.embed(texts); }
+  std::string text(const std::vector<int32_t>& ids) const { return tokenizer_.decode(ids, true); }
+
+  std::vector<EvalTask> tasks(const std::string& folder, size_t descriptions) const {
+    EvalOptions o;
+    o.descriptions = descriptions;
+    return load_eval_tasks(folder, tasks_in(folder), samples_, options_.eos, o);
+  }
+
+  double exact_match(const std::vector<Example>& questions, const AdapterBatch* adapter) const {
+    std::vector<Question> list;
+    for (const Example& e : questions) list.push_back({&e, 0});
+    const std::vector<AnswerScore> scores = score_answers(decoder_, list, adapter);
+    const auto exact = std::count_if(scores.begin(), scores.end(), [](const AnswerScore& s) { return s.exact(); });
+    return double(exact) / double(scores.size());
+  }
+
+  int64_t base_parameters() {
+    int64_t n = 0;
+    for (const Decoder::Parameter& p : decoder_.parameters()) n += p.shape.elements();
+    return n;
+  }
+  int64_t hypernet_parameters() const { return trained_.net.parameters().count(); }
+  const Tokenizer& tokenizer() const { return tokenizer_; }
+
+ private:
+  std::string base_;
+  TrainedHypernet trained_;
+  Decoder decoder_;
+  HypernetEncoder encoder_;
+  SampleEncoder samples_;
+  Tokenizer tokenizer_;
+  GenerationOptions options_;
+};
+
+std::vector<int32_t> prompt_of(const Example& e) { return {e.ids.begin(), e.ids.begin() + e.prompt}; }
+std::vector<int32_t> answer_of(const Example& e) { return {e.ids.begin() + e.prompt, e.ids.end()}; }
+
+// ---- how far a wording is from the world's language -----------------------------------------------------------------
+
+struct Words {
+  size_t all = 0;
+  std::vector<std::string> unknown;  // no token by themselves: the model knows only their letters, and those hardly
+
+  double share() const { return all ? double(unknown.size()) / double(all) : 0; }
+};
+
+// The text's words by the tokenizer's own division; marks are none.
+Words words_of(const Tokenizer& tokenizer, const std::string& text) {
+  Words words;
+  std::string word;
+  size_t pieces = 0;
+  const auto end = [&] {
+    if (pieces) ++words.all;
+    if (pieces > 1 || word == "<unk>") words.unknown.push_back(word);
+    pieces = 0;
   };
-  const auto special = [](const char* token, int id) {
-    return Json{{"id", token}, {"ids", Json::array({id})}, {"tokens", Json::array({token})}};
+  for (const int32_t id : tokenizer.encode(text, false)) {
+    const std::string& token = *tokenizer.token(id);
+    if (token.starts_with("##")) {
+      word += token.substr(2);
+      ++pieces;
+      continue;
+    }
+    end();
+    word = token;
+    pieces = std::isalnum(static_cast<unsigned char>(token[0])) || token == "<unk>";
+  }
+  end();
+  return words;
+}
+
+// Of a text among those that the hypernetwork was trained on. e, known: rows of length sqrt(dim)
+struct Nearest {
+  double cosine = -1;
+  size_t index = 0;
+};
+Nearest nearest(const Tensor& e, int64_t row, const Tensor& known) {
+  const int64_t dim = e.dim(1);
+  const float* x = e.data<float>() + row * dim;
+  Nearest best;
+  for (int64_t i = 0; i < known.dim(0); ++i) {
+    double dot = 0;
+    for (int64_t k = 0; k < dim; ++k) dot += double(x[k]) * known.data<float>()[i * dim + k];
+    if (dot / double(dim) > best.cosine) best = {dot / double(dim), size_t(i)};
+  }
+  return best;
+}
+
+// Two measures, each with its limit: what all but the farthest hundredth of the validation tasks' descriptions keep to,
+// which nothing was trained on and which are in the world's language.
+struct Wording {
+  Words words;
+  double cosine = 0, least_cosine = 0, most_unknown = 0;
+  std::string closest;
+  std::vector<std::string> warnings;
+};
+
+Wording judge(const SmallWorld& world, const std::string& weights, const std::string& text) {
+  const std::string file = weights + "/descriptions.json";
+  const Json json = read_json(file);
+  const Object o(json, file);
+  const std::vector<std::string> trained = o.get_strings("trained"), held_out = o.get_strings("held_out");
+  if (trained.empty() || held_out.empty()) fail("{}: holds no descriptions; make it with tools/demo/ship.py", file);
+  const Tensor known = world.embed(trained).to(Device::CPU), others = world.embed(held_out).to(Device::CPU);
+  std::vector<double> cosines, shares;
+  for (size_t i = 0; i < held_out.size(); ++i) {
+    cosines.push_back(nearest(others, int64_t(i), known).cosine);
+    shares.push_back(words_of(world.tokenizer(), held_out[i]).share());
+  }
+  std::sort(cosines.begin(), cosines.end());
+  std::sort(shares.rbegin(), shares.rend());
+
+  Wording w;
+  w.least_cosine = cosines[cosines.size() / 100];
+  w.most_unknown = shares[shares.size() / 100];
+  w.words = words_of(world.tokenizer(), text);
+  const Nearest best = nearest(world.embed({text}).to(Device::CPU), 0, known);
+  w.cosine = best.cosine;
+  w.closest = trained[best.index];
+  if (w.words.share() > w.most_unknown) {
+    std::string list;
+    for (const std::string& word : w.words.unknown) list += (list.empty() ? "" : ", ") + printable(word);
+    w.warnings.push_back(fmt::format("of {} words the world does not know {}, which fall to pieces: {}", w.words.all,
+                                     w.words.unknown.size(), list));
+  }
+  if (w.cosine < w.least_cosine)
+    w.warnings.push_back(
+        fmt::format("it is far from all {} descriptions of training tasks: cosine {:.3f} to the closest, where 99 % of "
+                    "descriptions of other unseen tasks have {:.3f} or more",
+                    trained.size(), w.cosine, w.least_cosine));
+  return w;
+}
+
+// ---- what is shown --------------------------------------------------------------------------------------------------
+
+enum class Colour : uint8_t { Plain, Bold, Dim, Green, Red, Yellow };
+
+// Padded to `width`, or cut to it.
+std::string cell(std::string text, size_t width, Colour colour, bool colours) {
+  if (width && text.size() > width) text = text.substr(0, width - 3) + "...";
+  text.resize(std::max(width, text.size()), ' ');
+  static constexpr const char* kCodes[] = {"", "1", "2", "32", "31", "1;33"};
+  if (!colours || colour == Colour::Plain) return text;
+  return fmt::format("\x1b[{}m{}\x1b[0m", kCodes[size_t(colour)], text);
+}
+
+// What a user wrote may not drive the terminal.
+std::string without_controls(std::string text) {
+  for (char& c : text)
+    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = ' ';
+  return text;
+}
+
+struct Row {
+  std::string input, right, base, adapted;
+  bool base_right = false, adapted_right = false;
+
+  Json json(bool with_right) const {
+    Json j{{"input", input}, {"base", base}, {"adapted", adapted}};
+    if (with_right) j.update({{"right", right}, {"base_right", base_right}, {"adapted_right", adapted_right}});
+    return j;
+  }
+};
+
+// Inputs and answers side by side; `right`: shares of right answers, of the base model and of the adapted one.
+void print_rows(const std::vector<Row>& rows, const std::string& adapted, bool colours,
+                const std::optional<std::pair<double, double>>& right, size_t examples) {
+  constexpr size_t kAnswer = 26;
+  size_t input = kAnswer;
+  for (const Row& r : rows) input = std::max(input, r.input.size());
+  using Cell = std::pair<std::string, Colour>;
+  const auto line = [&](const std::vector<Cell>& cells) {
+    std::string text = " ";
+    for (size_t i = 0; i < cells.size(); ++i)
+      text += " " + cell(cells[i].first, i ? kAnswer : input, cells[i].second, colours);
+    fmt::print("{}\n", text.substr(0, text.find_last_not_of(' ') + 1));
   };
-  const Json tokenizer{
-      {"version", "1.0"},
-      {"truncation", nullptr},
-      {"padding", nullptr},
-      {"added_tokens", added},
-      {"normalizer",
-       {{"type", "BertNormalizer"},
-        {"clean_text", true},
-        {"handle_chinese_chars", true},
-        {"strip_accents", nullptr},
-        {"lowercase", true}}},
-      {"pre_tokenizer", {{"type", "BertPreTokenizer"}}},
-      {"post_processor",
-       {{"type", "TemplateProcessing"},
-        {"single", {piece("SpecialToken", "[CLS]"), piece("Sequence", "A"), piece("SpecialToken", "[SEP]")}},
-        {"pair",
-         {piece("SpecialToken", "[CLS]"), piece("Sequence", "A"), piece("SpecialToken", "[SEP]"),
-          piece("Sequence", "B"), piece("SpecialToken", "[SEP]")}},
-        {"special_tokens", {{"[CLS]", special("[CLS]", 2)}, {"[SEP]", special("[SEP]", 3)}}}}},
-      {"decoder", {{"type", "WordPiece"}, {"prefix", "##"}, {"cleanup", true}}},
-      {"model",
-       {{"type", "WordPiece"},
-        {"unk_token", "[UNK]"},
-        {"continuing_subword_prefix", "##"},
-        {"max_input_chars_per_word", 100},
-        {"vocab", vocab}}}};
-  write_text_file(folder + "/tokenizer.json", tokenizer.dump(1));
-  write_text_file(folder + "/config.json", Json{{"model_type", "bert"},
-                                                {"hidden_size", kWidth},
-                                                {"num_hidden_layers", 2},
-                                                {"num_attention_heads", 4},
-                                                {"intermediate_size", 4 * kWidth},
-                                                {"vocab_size", kVocab},
-                                                {"max_position_embeddings", kPositions},
-                                                {"type_vocab_size", 2},
-                                                {"hidden_act", "gelu"},
-                                                {"layer_norm_eps", 1e-12}}
-                                               .dump(1));
-  write_text_file(folder + "/1_Pooling/config.json",
-                  Json{{"word_embedding_dimension", kWidth}, {"pooling_mode_mean_tokens", true}}.dump(1));
-  write_text_file(
-      folder + "/modules.json",
-      Json::array(
-          {{{"idx", 0}, {"name", "0"}, {"path", ""}, {"type", "sentence_transformers.models.Transformer"}},
-           {{"idx", 1}, {"name", "1"}, {"path", "1_Pooling"}, {"type", "sentence_transformers.models.Pooling"}}})
-          .dump(1));
-
-  Parameters p;
-  declare_embedding(p, "embeddings.word_embeddings", kVocab, kWidth);
-  declare_embedding(p, "embeddings.position_embeddings", kPositions, kWidth);
-  declare_embedding(p, "embeddings.token_type_embeddings", 2, kWidth);
-  declare_layernorm(p, "embeddings.LayerNorm", kWidth);
-  for (int layer = 0; layer < 2; ++layer) {
-    const std::string name = fmt::format("encoder.layer.{}.", layer);
-    for (const char* part :
-         {"attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense"})
-      declare_linear(p, name + part, kWidth, kWidth);
-    declare_linear(p, name + "intermediate.dense", kWidth, 4 * kWidth);
-    declare_linear(p, name + "output.dense", 4 * kWidth, kWidth);
-    declare_layernorm(p, name + "attention.output.LayerNorm", kWidth);
-    declare_layernorm(p, name + "output.LayerNorm", kWidth);
+  const auto marked = [](const std::string& text, bool is_right) {
+    return Cell((is_right ? "+ " : "- ") + text, is_right ? Colour::Green : Colour::Red);
+  };
+  const Colour dim = Colour::Dim;
+  if (!right) {
+    line({{"input", dim}, {"base model", dim}, {adapted, dim}});
+    for (const Row& r : rows) line({{r.input, Colour::Plain}, {r.base, Colour::Plain}, {r.adapted, Colour::Bold}});
+    return;
   }
-  p.initialise(seed);
-  NamedTensors weights;
-  for (const std::string& name : p.names()) weights.emplace_back(name, p.value(name));
-  write_safetensors(folder + "/model.safetensors", weights);
+  line({{"input", dim}, {"right answer", dim}, {"  base model", dim}, {"  " + adapted, dim}});
+  for (const Row& r : rows)
+    line({{r.input, Colour::Plain},
+          {r.right, Colour::Plain},
+          marked(r.base, r.base_right),
+          marked(r.adapted, r.adapted_right)});
+  line({{fmt::format("right of {}", examples), Colour::Plain},
+        {"", Colour::Plain},
+        {fmt::format("{:5.0f} %", 100 * right->first), Colour::Plain},
+        {fmt::format("{:5.0f} %", 100 * right->second), Colour::Plain}});
 }
 
-// A hypernetwork L for a base model of 8 layers, as the official training would save it before its first step.
-void make_hypernet(const std::string& folder, uint64_t seed) {
-  fs::create_directories(folder);
-  HypernetConfig c;
-  c.objective = HypernetConfig::Objective::Reconstruction;
-  c.layers = 8;
-  c.task_dim = kWidth;
-  c.modules = {{"q_proj", 1024, 1024}, {"v_proj", 1024, 256}};
-  Hypernet net(c);
-  net.parameters().initialise(seed);
-  NamedTensors state;
-  for (auto& m : c.modules) state.emplace_back("AB_offset.A." + m.name, Tensor::zeros({c.layers, c.rank, m.in}));
-  for (auto& m : c.modules) state.emplace_back("AB_offset.B." + m.name, Tensor::zeros({c.layers, m.out, c.rank}));
-  for (const std::string& name : net.parameters().names()) state.emplace_back(name, net.parameters().value(name));
-  write_torch_archive(folder + "/hypermod.pt", state);
-  write_text_file(
-      folder + "/args.yaml",
-      "autoreg_gen: false\nemb_model: demo/random-bert\nencoder_type: linear\nfactorized: true\nhead_in_size: 512\n"
-      "hypernet_latent_size: 128\nlearnable_AB_offset: false\nlearnable_pos_emb: false\nmodel_dir: demo/random-base\n"
-      "mt_lora_path: null\npred_z_score: false\nshared_AB_head: false\ntarget_modules:\n- q_proj\n- v_proj\n"
-      "training_task: recon\nuse_one_hot_task_emb: false\n");
-  write_text_file(folder + "/adapter_config.json", Json{{"base_model_name_or_path", "demo/random-base"},
-                                                        {"lora_alpha", 16},
-                                                        {"lora_dropout", 0.05},
-                                                        {"peft_type", "LORA"},
-                                                        {"r", 8},
-                                                        {"target_modules", {"q_proj", "v_proj"}},
-                                                        {"task_type", "CAUSAL_LM"},
-                                                        {"use_rslora", true}}
-                                                       .dump(2));
-}
-
-double norm(const Tensor& t) {
-  double sum = 0;
-  for (const float x : t.host<float>()) sum += double(x) * x;
-  return std::sqrt(sum);
-}
-
-// |B A|, from the rank x rank products: |BA|^2 = sum of (B^T B) * (A A^T).
-double delta_norm(const Tensor& a, const Tensor& b) {
-  const int64_t r = a.dim(0);
-  const NoGrad no_grad;
-  const Tensor aa = matmul(a, a, false, true).value, bb = matmul(b, b, true, false).value;
-  double sum = 0;
-  for (int64_t i = 0; i < r * r; ++i) sum += double(aa.data<float>()[i]) * bb.data<float>()[i];
-  return std::sqrt(std::max(sum, 0.0));
-}
-
-// The norms of each adapter by layer and module, and how alike the adapters are.
-void show(const std::string& folder) {
-  std::vector<std::string> names;
-  for (auto& entry : fs::directory_iterator(folder)) names.push_back(entry.path().filename());
-  std::sort(names.begin(), names.end());
-  std::vector<std::vector<float>> all;
-  for (const std::string& name : names) {
-    const SafeTensors file = SafeTensors::open(folder + "/" + name + "/adapter_model.safetensors");
-    std::map<std::string, std::map<int, std::string>> cells;  // module -> layer
-    all.emplace_back();
-    for (const std::string& tensor : file.names()) {
-      const auto values = file.get(tensor).to_vector<float>();
-      all.back().insert(all.back().end(), values.begin(), values.end());
-      // base_model.model.model.layers.3.self_attn.q_proj.lora_A.weight
-      const size_t end = tensor.find(".lora_A.weight"), layer = tensor.find(".layers.");
-      if (end == std::string::npos || layer == std::string::npos) continue;
-      const std::string module = tensor.substr(tensor.rfind('.', end - 1) + 1, end - tensor.rfind('.', end - 1) - 1);
-      const Tensor a = file.get(tensor), b = file.get(tensor.substr(0, end) + ".lora_B.weight");
-      cells[module][std::stoi(tensor.substr(layer + 8))] =
-          fmt::format("{:5.2f} {:5.2f} {:6.2f}", norm(a), norm(b), delta_norm(a, b));
-    }
-    fmt::print("\n{}\n  {:<6}", read_text_file(folder + "/" + name + "/task_desc.txt"), "layer");
-    for (auto& [module, unused] : cells) fmt::print("  {:>6} |A|   |B|   |BA|", module);
-    fmt::print("\n");
-    for (auto& [layer, unused] : cells.begin()->second) {
-      fmt::print("  {:<6}", layer);
-      for (auto& [module, layers] : cells) fmt::print("  {:>20}   ", layers[layer]);
-      fmt::print("\n");
-    }
+struct Seconds {
+  double embedding = 0, hypernet = 0, answering = 0;
+  Json json() const { return {{"embedding", embedding}, {"hypernet", hypernet}, {"answering", answering}}; }
+  std::string text(size_t answers) const {
+    return fmt::format("embedding {:.1f} ms, hypernetwork {:.1f} ms, {} answers {:.1f} ms", 1e3 * embedding,
+                       1e3 * hypernet, answers, 1e3 * answering);
   }
-  fmt::print("\ncosine of the adapters, seen as vectors\n");
-  for (size_t i = 0; i < all.size(); ++i) {
-    fmt::print("  {:<18}", names[i]);
-    for (size_t j = 0; j <= i; ++j) {
-      double ij = 0, ii = 0, jj = 0;
-      for (size_t k = 0; k < all[i].size(); ++k) {
-        ij += double(all[i][k]) * all[j][k];
-        ii += double(all[i][k]) * all[i][k];
-        jj += double(all[j][k]) * all[j][k];
+};
+
+double mean(const std::vector<double>& x) {
+  double sum = 0;
+  for (const double v : x) sum += v;
+  return x.empty() ? 0 : sum / double(x.size());
+}
+
+struct Scores {
+  std::vector<double> base, adapted;  // of each task
+
+  Json json() const { return {{"tasks", base.size()}, {"base", mean(base)}, {"adapted", mean(adapted)}}; }
+  void print(const char* name, bool colours) const {
+    if (base.empty()) return;
+    fmt::print("  {:<54}{}{}\n", fmt::format("{} ({})", name, base.size()),
+               cell(fmt::format("{:8.1f} %", 100 * mean(base)), 0, Colour::Red, colours),
+               cell(fmt::format("{:18.1f} %", 100 * mean(adapted)), 0, Colour::Green, colours));
+  }
+};
+
+class Demo {
+ public:
+  explicit Demo(const CommandLine& cli)
+      : cli_(cli), weights_(cli.get("weights", "tools/demo/weights")), tasks_(weights_ + "/tasks") {
+    const char* no_colour = std::getenv("NO_COLOR");
+    colours_ = !cli.json && isatty(STDOUT_FILENO) && !(no_colour && *no_colour);
+    if (!fs::exists(weights_ + "/base/model.safetensors"))
+      fail("{}: has no weights yet; `make reproduce` trains them", weights_);
+    Stopwatch watch;
+    world_.emplace(weights_, cli);
+    out_["seconds"]["load"] = watch.lap();
+  }
+
+  int run() {
+    cli_.has("task") ? own_task(cli_.get("task")) : shipped_tasks();
+    if (cli_.json) fmt::print("{}\n", out_.dump(2, ' ', false, Json::error_handler_t::replace));
+    return 0;
+  }
+
+ private:
+  void introduce() {
+    if (cli_.json) return;
+    fmt::print(
+        "A language model of {} thousand parameters, and a hypernetwork of {} thousand that turns a description into "
+        "a\nLoRA adapter for it. The models read the input alone: what to do with it, only the adapter knows.\n",
+        world_->base_parameters() / 1000, world_->hypernet_parameters() / 1000);
+  }
+
+  // Greedy answers of both models to these questions.
+  std::vector<Row> answer(const std::vector<const Example*>& questions, const std::vector<std::string>& inputs,
+                          const AdapterBatch& adapter, double& seconds) const {
+    TokenIds prompts;
+    for (const Example* e : questions) prompts.push_back(prompt_of(*e));
+    const TokenIds base = world_->answer(prompts, nullptr);
+    Stopwatch watch;
+    const TokenIds adapted = world_->answer(prompts, &adapter);
+    seconds = watch.lap();
+    std::vector<Row> rows;
+    for (size_t i = 0; i < questions.size(); ++i) {
+      const std::vector<int32_t> right = answer_of(*questions[i]);
+      rows.push_back({inputs[i], world_->text(right), world_->text(base[i]), world_->text(adapted[i]), base[i] == right,
+                      adapted[i] == right});
+    }
+    return rows;
+  }
+
+  std::vector<std::string> inputs_of(const std::string& name) const {
+    std::vector<std::string> inputs;
+    for (const Conversation& c : TaskSource::open(tasks_, name, tasks_).read("test")) inputs.push_back(c.user);
+    return inputs;
+  }
+
+  // One of the shipped tasks, described in one of its ways.
+  struct Shown {
+    const EvalTask& task;
+    std::string kind, description;
+    std::vector<Row> rows;
+    double base, adapted;  // the share of right answers to all questions
+    Seconds seconds;
+
+    size_t examples() const { return task.questions[0].size(); }
+    Json json() const {
+      Json list = Json::array();
+      for (const Row& r : rows) list.push_back(r.json(true));
+      return {{"name", task.name}, {"kind", kind},           {"revealed", task.revealed},
+              {"rows", list},      {"examples", examples()}, {"description", description},
+              {"base", base},      {"adapted", adapted},     {"seconds", seconds.json()}};
+    }
+    void print(bool colours) const {
+      const std::string unseen = kind == "compositions" ? "a composition never trained on"
+                                 : kind == "parameters" ? "a parameter's value never trained on"
+                                                        : "never trained on";
+      const std::string what =
+          fmt::format("{}, {}{}", task.name, unseen, task.revealed ? "; its input says what to do" : "");
+      fmt::print("\n{}\n  {}\n", cell(description, 0, Colour::Bold, colours), cell(what, 0, Colour::Dim, colours));
+      print_rows(rows, "with the adapter", colours, std::pair(base, adapted), examples());
+      fmt::print("  {}\n", cell(seconds.text(rows.size()), 0, Colour::Dim, colours));
+    }
+  };
+
+  Shown show(const EvalTask& task) const {
+    const std::vector<Example>& questions = task.questions[0];
+    const std::string& description = task.descriptions[cli_.seed % task.descriptions.size()];
+    const Generated generated = world_->generate_adapter(description);
+    Seconds seconds{generated.embedding, generated.hypernet};
+    std::vector<const Example*> first;
+    for (size_t i = 0; i < std::min(kShown, questions.size()); ++i) first.push_back(&questions[i]);
+    std::vector<Row> rows = answer(first, inputs_of(task.name), generated.adapter, seconds.answering);
+    const std::string file = tasks_ + "/" + task.name + "/metadata.yaml";
+    const Json metadata = read_yaml(file);
+    return {task,
+            Object(metadata, file).get_string_or("kind", ""),
+            description,
+            std::move(rows),
+            world_->exact_match(questions, nullptr),
+            world_->exact_match(questions, &generated.adapter),
+            seconds};
+  }
+
+  void shipped_tasks() {
+    const auto most = size_t(cli_.get_int("tasks", INT32_MAX));
+    const std::vector<EvalTask> tasks = world_->tasks(tasks_, INT32_MAX);
+    introduce();
+    out_["tasks"] = Json::array();
+    Scores all, by_revealed[2];
+    for (size_t t = 0; t < std::min(most, tasks.size()); ++t) {
+      const Shown shown = show(tasks[t]);
+      out_["tasks"].push_back(shown.json());
+      if (!cli_.json) shown.print(colours_);
+      for (Scores* s : {&all, &by_revealed[tasks[t].revealed]}) {
+        s->base.push_back(shown.base);
+        s->adapted.push_back(shown.adapted);
       }
-      fmt::print(" {:6.3f}", ij / std::sqrt(ii * jj));
     }
-    fmt::print("\n");
+    out_["mean"] = all.json();
+    out_["revealed"] = {{"false", by_revealed[0].json()}, {"true", by_revealed[1].json()}};
+    if (cli_.json) return;
+    fmt::print("\n{:<56}{:>10}{:>20}\n", "Mean of right answers", "base model", "with the adapter");
+    all.print("all tasks", colours_);
+    by_revealed[0].print("the input does not say what to do", colours_);
+    by_revealed[1].print("the input says what to do", colours_);
+    fmt::print("\nYour own: make demo TASK=\"keep the first two items, and then add one to each number\"\n");
   }
+
+  void own_task(const std::string& text) {
+    const Generated generated = world_->generate_adapter(text);
+    Seconds seconds{generated.embedding, generated.hypernet};
+    const Wording wording = judge(*world_, weights_, text);
+    introduce();
+
+    // Inputs of the shipped tasks that look like lists and nothing else, in an order that the seed gives.
+    const std::vector<EvalTask> tasks = world_->tasks(tasks_, 0);
+    std::vector<std::pair<std::string, const Example*>> pool;
+    for (const EvalTask& task : tasks) {
+      if (task.revealed) continue;
+      const std::vector<std::string> inputs = inputs_of(task.name);
+      for (size_t i = 0; i < inputs.size(); ++i) pool.emplace_back(inputs[i], &task.questions[0][i]);
+    }
+    if (pool.empty()) fail("{}: has no task whose input does not reveal it; make it with tools/demo/ship.py", tasks_);
+    const RandomKey key{cli_.seed, stream_of("demo inputs")};
+    std::vector<const Example*> questions;
+    std::vector<std::string> inputs;
+    for (size_t i = 0; i < std::min<size_t>(2 * kShown, pool.size()); ++i) {
+      std::swap(pool[i], pool[i + (uint64_t(random_bits(key, i)) * (pool.size() - i) >> 32)]);
+      inputs.push_back(pool[i].first);
+      questions.push_back(pool[i].second);
+    }
+    const std::vector<Row> rows = answer(questions, inputs, generated.adapter, seconds.answering);
+
+    out_["description"] = text;
+    out_["warnings"] = wording.warnings;
+    out_["words"] = {{"all", wording.words.all}, {"unknown", wording.words.unknown}, {"most", wording.most_unknown}};
+    out_["nearest"] = {{"cosine", wording.cosine}, {"least", wording.least_cosine}, {"description", wording.closest}};
+    out_["seconds"].update(seconds.json());
+    out_["rows"] = Json::array();
+    for (const Row& r : rows) out_["rows"].push_back(r.json(false));
+    if (cli_.json) return;
+    fmt::print("\n{}\n", cell(without_controls(text), 0, Colour::Bold, colours_));
+    for (const std::string& w : wording.warnings)
+      fmt::print("{}\n", cell("warning: " + w, 0, Colour::Yellow, colours_));
+    if (!wording.warnings.empty())
+      fmt::print("{}\n", cell("warning: so do not take the answers below for this task's; they show only where such "
+                              "an adapter leads",
+                              0, Colour::Yellow, colours_));
+    print_rows(rows, wording.warnings.empty() ? "with the adapter" : "with the adapter, a guess", colours_, {}, 0);
+    fmt::print("  {}\n", cell(seconds.text(rows.size()), 0, Colour::Dim, colours_));
+    fmt::print("  {}\n",
+               cell(fmt::format("closest that was trained on: \"{}\" (cosine {:.3f})", wording.closest, wording.cosine),
+                    0, Colour::Dim, colours_));
+  }
+
+  const CommandLine& cli_;
+  std::string weights_, tasks_;
+  bool colours_ = false;
+  std::optional<SmallWorld> world_;
+  Json out_;
+};
+
+int run(int argc, char** argv) {
+  CommandLine cli("demo", "Shows Text-to-LoRA at work: tasks never trained on, answered with and without adapters.",
+                  "demo [--task TEXT | --tasks N] [--weights DIR]");
+  namespace po = boost::program_options;
+  cli.add()("task", po::value<std::string>(), "a description of your own")(
+      "tasks", po::value<int64_t>(), "of the shipped tasks, how many (default: all)")(
+      "weights", po::value<std::string>(), "base, hypernet, tasks (default: tools/demo/weights)");
+  cli.parse(argc, argv);
+  // The model is so small that a second thread costs more than it gives; on a busy machine a thousandfold.
+  if (!cli.has("threads")) omp_set_num_threads(1);
+  if (cli.has("task") && cli.has("tasks")) throw UsageError("give at most one of --task and --tasks");
+  if (const int64_t n = cli.get_int("tasks", 1); n < 1)
+    throw UsageError(fmt::format("--tasks {}: must be 1 or more", n));
+  return Demo(cli).run();
 }
 
 }  // namespace
 
 int main(int argc, char** argv) {
-  return run_program([&] {
-    const std::vector<std::string> args(argv + 1, argv + argc);
-    if (args.size() == 3 && args[0] == "make") {
-      make_encoder(args[1] + "/models/demo/random-bert", vocabulary(args[2]), 1);
-      make_hypernet(args[1] + "/hypernet", 2);
-    } else if (args.size() == 2 && args[0] == "show") {
-      show(args[1]);
-    } else {
-      throw UsageError("usage: demo make FOLDER DESCRIPTIONS | demo show ADAPTERS");
-    }
-    return 0;
-  });
+  return run_program([&] { return run(argc, argv); });
 }
