@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """The small world's table from nothing: base models, oracles, hypernetworks and their scores, over seeds.
 
-    reproduce.py [--quick | --tiny] [--out build/reproduce] [--bin build/bin] [--threads N] [--stages a,b] [--dry-run]
+    reproduce.py [--quick | --tiny] [--out build/reproduce] [--bin build/bin] [--threads N] [--device cpu] [--stages a,b] [--dry-run]
 
 A stage is a folder of --out with stage.json in it, written once more when all else is there; what is finished is kept, a
 training that was cut off goes on from its last checkpoint, and a stage whose settings or inputs have changed is made anew.
@@ -37,7 +37,6 @@ class Scale:
     world: dict = field(default_factory=dict)
     steps: dict = field(default_factory=dict)  # of t2l-train's verbs, where not the configuration's
     other: dict = field(default_factory=dict)  # settings of t2l-train's verbs
-    examples: int = 0  # of each task in evaluations; 0: all
     blocks: int = 0  # of 64 training tasks that get an oracle; 0: all
 
 
@@ -47,9 +46,10 @@ SCALES = {
     "tiny": Scale(
         1, {"oracles", "references", "reconstruct"},
         world={"tasks": 400, "rows": 32, "test-rows": 20, "descriptions": 16, "hidden": 48, "layers": 3, "intermediate": 96},
-        steps={"pretrain": 600, "sft": 60, "reconstruct": 30, "lora": 10, "multitask": 20, "hyperdecoders": 20},
-        other={"pretrain": {"save_freq": 100, "batch_size": 32}, "sft": {"save_freq": 20}},
-        examples=8, blocks=1),
+        steps={"pretrain": 2000, "sft": 250, "reconstruct": 20, "lora": 10, "multitask": 20, "hyperdecoders": 20},
+        other={"pretrain": {"save_freq": 100, "batch_size": 32},
+               "sft": {"save_freq": 50, "n_tasks_per_batch": 32, "lr": 0.003}},
+        blocks=1),
 }
 
 # For --dry-run and the time that remains: milliseconds of a step on one core of an AMD Zen 4 server, and the steps of
@@ -160,7 +160,7 @@ def plan(scale, tools):
 class Tools:
     def __init__(self, args):
         self.out, self.bin, self.threads = args.out, args.bin, args.threads
-        self.scale, self.terminal, self.lock = SCALES[args.scale], sys.stderr.isatty(), None
+        self.device, self.scale, self.terminal, self.lock = args.device, SCALES[args.scale], sys.stderr.isatty(), None
 
     def path(self, name):
         return os.path.join(self.out, name)
@@ -174,7 +174,7 @@ class Tools:
 
     def run(self, program, arguments):
         """The JSON that `program` prints. Its progress is shown on a terminal, its errors always."""
-        command = [os.path.join(self.bin, program), *arguments, "--json"] + ([] if self.terminal else ["--quiet"])
+        command = [os.path.join(self.bin, program), *arguments, "--json", "--device", self.device] + ([] if self.terminal else ["--quiet"])
         if self.threads:
             command += ["--threads", str(self.threads)]
         libc = ctypes.CDLL(None)
@@ -240,8 +240,6 @@ class Tools:
         o = dict(options)
         if "first" in o:
             o["tasks"] = ",".join(self.tasks(data)[:int(o.pop("first"))])
-        if self.scale.examples:
-            o["examples"] = self.scale.examples
         arguments = ["--model", self.path(model), "--data", self.path(data)]
         for key, value in o.items():
             path = self.path(value) if key in ("adapter", "adapters", "hypernet") else str(value)
@@ -494,6 +492,7 @@ def main():
     parser.add_argument("--out", default="build/reproduce")
     parser.add_argument("--bin", default="build/bin")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--stages", type=lambda s: [x for x in s.split(",") if x], default=[])
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
