@@ -10,7 +10,7 @@ test  = ctest --test-dir $(1) --output-on-failure
 
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := all
-.PHONY: all setup demo test emu install bench asan tsan clang fuzz mutate gpu-build gpu-check format clean help
+.PHONY: all setup demo reproduce test emu install bench asan tsan clang fuzz mutate gpu-build gpu-check format clean help
 
 all: setup  ## build the programs into build/bin/, installing missing Debian packages first
 	@$(call build,build,,all)
@@ -20,6 +20,9 @@ setup:  ## install the Debian packages that the build and the tests need
 
 demo: all  ## tasks never trained on, answered with and without adapters made from their descriptions; or yours: TASK="…"
 	@build/bin/demo $${TASK:+--task "$$TASK"}
+
+reproduce: all  ## the small world's table and figures from nothing, resumable (QUICK=1, OUT=build/reproduce)
+	@tools/demo/reproduce.py $(if $(QUICK),--quick) --out $(or $(OUT),build/reproduce)
 
 test: setup  ## build and run all tests, those of the GPU kernels on an emulated GPU
 	@$(call build,build,,all tests)

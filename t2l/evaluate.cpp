@@ -97,7 +97,7 @@ std::vector<std::string_view> words_of(std::string_view text) {
 class Descriptions {
  public:
   Descriptions(const std::string& folder, const EvalOptions& options) : options_(options) {
-    if (options.describe == EvalOptions::Describe::Own) return;
+    if (options.describe == EvalOptions::Describe::Own || options.describe == EvalOptions::Describe::Input) return;
     for (const std::string& name : tasks_in(folder))
       all_.emplace_back(name, TaskSource::open(folder, name, folder).format.descriptions);
     if (options.describe == EvalOptions::Describe::Other) {
@@ -206,6 +206,16 @@ std::vector<EvalTask> load_eval_tasks(const std::string& folder, const std::vect
         }
       });
     }
+    if (options.describe == EvalOptions::Describe::Input) {
+      task.own_prompts = true;
+      const std::vector<Example> all = std::move(task.questions[0]);
+      task.questions.clear();
+      for (size_t i = 0; i < rows.size(); ++i) {
+        task.descriptions.push_back(options.chat_descriptions && encoder.is_chat() ? encoder.render(rows[i]).first
+                                                                                   : rows[i].user);
+        task.questions.push_back({all[i]});
+      }
+    }
   }
   return tasks;
 }
@@ -302,6 +312,8 @@ std::vector<TaskScore> evaluate(const Decoder& decoder, const std::vector<EvalTa
       score.token_accuracy.push_back(double(right) / double(tokens));
     }
   }
+  for (size_t t = 0; t < tasks.size(); ++t)
+    if (tasks[t].own_prompts) scores[t].examples = tasks[t].variants();
   return scores;
 }
 

@@ -40,17 +40,21 @@ struct EvalOptions {
   size_t descriptions = 0;         // of each task, its first, or fewer if it has not as many; 0: none is read
   bool description_first = false;  // in the prompt: the system message, or what the prompt begins with where the model
                                    // knows none; with a full stop
-  // Own; that of another task of the folder, drawn for each task; or the words of all the folder's descriptions,
-  // shuffled, cut to strings of as many words as the descriptions have.
-  enum class Describe : uint8_t { Own, Other, Random } describe = Describe::Own;
+  // Own; that of another task of the folder, drawn for each task; the words of all the folder's descriptions, shuffled,
+  // cut to strings of as many words as the descriptions have; or each question's own prompt (Hyperdecoders), as
+  // training with use_inp_as_desc reads it.
+  enum class Describe : uint8_t { Own, Other, Random, Input } describe = Describe::Own;
+  bool chat_descriptions = true;  // such prompts are read as the chat template renders them, else the user's turn alone
   uint64_t seed = 0;
 };
 
-// A task is measured once for each of its descriptions, or once if none is read: these are its variants.
+// A task is measured once for each of its descriptions, or once if none is read: these are its variants. Where prompts
+// are the descriptions, each variant has one question.
 struct EvalTask {
   std::string name;
   int level = 0;
   bool revealed = false;
+  bool own_prompts = false;  // each question's prompt is its description
   std::vector<std::string> descriptions;
   std::string of;                               // whose descriptions these are
   std::vector<std::vector<Example>> questions;  // of each variant, or of all: where no description is in the prompt

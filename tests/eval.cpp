@@ -432,6 +432,20 @@ TEST_CASE("a hypernetwork is measured as the adapters that t2l-gen writes of it"
         w.report({"--hypernet", net, "--describe=other", "--seed=3"})["tasks"]);
   w.report({"--hypernet", net, "--describe=random", "--with-description", "--shots=2"});
 
+  // Each question's own prompt: as if it were the only description of the only question.
+  const Json own = w.report({"--hypernet", net, "--describe=input"});
+  int64_t questions = 0;
+  for (const Json& t : own["tasks"]) questions += t["examples"].get<int64_t>();
+  CHECK(own["adapters"] == questions);
+  CHECK(own["tokens"] == w.report({})["tokens"]);
+  std::vector<EvalTask> tasks = w.tasks({.describe = EvalOptions::Describe::Input});
+  REQUIRE(tasks[0].variants() == w.tasks({})[0].questions[0].size());
+  for (size_t v = 0; v < tasks[0].variants(); ++v) {
+    REQUIRE(tasks[0].questions_of(v).size() == 1);
+    const Example& e = tasks[0].questions_of(v)[0];
+    CHECK(w.text_of(e).starts_with(tasks[0].descriptions[v]));
+  }
+
   save_random_hypernet(w, w.scratch / "one_hot", true);
   CHECK(w.report({"--hypernet", w.scratch / "one_hot", "--tasks=count,sort"})["adapters"] == 2);
   const Run refused = w.run({"--hypernet", w.scratch / "one_hot"});
@@ -484,6 +498,7 @@ TEST_CASE("what is refused") {
   refused({"--adapter", "x", "--adapters", "y"}, "at most one of", 2);
   refused({"--encoder", "x"}, "--encoder", 2);
   refused({"--describe", "other"}, "--describe", 2);
+  refused({"--describe", "input"}, "--hypernet", 2);
   refused({"--with-description", "--describe", "nobody"}, "nobody", 2);
   refused({"--descriptions", "2"}, "--descriptions", 2);
   refused({"--with-description", "--descriptions", "0"}, "--descriptions", 2);

@@ -66,7 +66,7 @@ struct Report {
                                          {"token_accuracy", r.token_accuracy},
                                          {"revealed", r.task->revealed}});
       if (r.task->level) row["level"] = r.task->level;
-      if (!r.task->descriptions.empty()) row["descriptions"] = r.score->exact_match;
+      if (!r.task->descriptions.empty() && !r.task->own_prompts) row["descriptions"] = r.score->exact_match;
     }
     for (const auto& [number, group] : level) groups["level"][std::to_string(number)] = group.json();
     for (const auto& [is, group] : revealed) groups["revealed"][is ? "true" : "false"] = group.json();
@@ -76,7 +76,8 @@ struct Report {
   void print() const {
     size_t width = 32;
     for (const Row& r : rows) width = std::max(width, r.task->name.size());
-    const bool several = std::any_of(rows.begin(), rows.end(), [](const Row& r) { return r.task->variants() > 1; });
+    const bool several = std::any_of(rows.begin(), rows.end(),
+                                     [](const Row& r) { return r.task->variants() > 1 && !r.task->own_prompts; });
     fmt::print("{:<{}}  examples  exact match  token accuracy{}\n", "task", width,
                several ? "  exact match by description" : "");
     for (const Row& r : rows) {
@@ -134,13 +135,17 @@ EvalOptions eval_options(const CommandLine& cli) {
   o.shots = count_of(cli, "shots", 0, 0);
   o.description_first = cli.has("with-description");
   const bool reads = o.description_first || cli.has("hypernet");
-  o.descriptions = count_of(cli, "descriptions", !reads ? 0 : cli.has("hypernet") ? 3 : 1, 1);
   const std::string describe = cli.get("describe", "own");
+  const bool input = describe == "input";
+  if (input && (!cli.has("hypernet") || o.description_first || cli.has("descriptions")))
+    throw UsageError("--describe input goes with --hypernet, and neither with --with-description nor --descriptions");
+  o.descriptions = count_of(cli, "descriptions", !reads || input ? 0 : cli.has("hypernet") ? 3 : 1, 1);
   o.describe = describe == "other"    ? EvalOptions::Describe::Other
                : describe == "random" ? EvalOptions::Describe::Random
+               : input                ? EvalOptions::Describe::Input
                                       : EvalOptions::Describe::Own;
   if (describe != "own" && o.describe == EvalOptions::Describe::Own)
-    throw UsageError(fmt::format("--describe {}: must be own, other or random", printable(describe)));
+    throw UsageError(fmt::format("--describe {}: must be own, other, random or input", printable(describe)));
   for (const char* option : {"descriptions", "describe"})
     if (cli.has(option) && !reads)
       throw UsageError(fmt::format("--{} goes with --hypernet or --with-description", option));
@@ -230,8 +235,9 @@ int run(int argc, char** argv) {
       "descriptions", number(),
       "of each task at most, its first; the score is the mean (default: 3 for a hypernetwork, else 1)")(
       "describe", text(),
-      "own, other (another task's) or random (shuffled words of all): what a task is described by (default: own)")(
-      "batch-tokens", number(), "tokens through the model at once (default: 2048)");
+      "own, other (another task's), random (shuffled words of all) or input (each question's own prompt, for "
+      "Hyperdecoders): what a task is described by (default: own)")("batch-tokens", number(),
+                                                                    "tokens through the model at once (default: 2048)");
   cli.parse(argc, argv);
   if (!cli.has("model")) throw UsageError("--model is missing; see t2l-eval --help");
   if (!cli.has("data")) throw UsageError("--data is missing; see t2l-eval --help");
@@ -250,6 +256,7 @@ int run(int argc, char** argv) {
   if (cli.has("hypernet")) {
     trained.emplace(load_hypernet(cli.get("hypernet"), {.module_order = {}, .base = dir}));
     for (const std::string& w : trained->warnings) log_line("warning: " + w);
+    options.chat_descriptions = trained->encoder.model.empty();  // as in training
     if (trained->one_hot && !options.description_first) {
       for (const char* option : {"descriptions", "describe"})
         if (cli.has(option))
