@@ -54,11 +54,13 @@ int run(int argc, char** argv) {
   if (!std::filesystem::is_directory(c.data)) fail("--data {}: is no directory; give the folder of tasks", c.data);
 
   // Everything that can be wrong shows before the directory is made.
-  Progress reading("rows read", 1, c.quiet);
-  const std::unique_ptr<Learner> learner = make_learner(c, dtype, device, [&](int64_t done, int64_t all) {
-    reading.update(done, all);
-    stop_if_interrupted();
-  });
+  const std::unique_ptr<Learner> learner = [&] {
+    Progress reading("rows read", 1, c.quiet);
+    return make_learner(c, dtype, device, [&](int64_t done, int64_t all) {
+      reading.update(done, all);
+      stop_if_interrupted();
+    });
+  }();
   const TrainPlan plan = plan_of(c, *learner);
   if (plan.iterations < plan.accumulate)
     fail("nothing to train: {} batches for {} an update; lower grad_accum_steps, or train for more epochs",
