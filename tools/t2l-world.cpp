@@ -19,7 +19,7 @@ int run(int argc, char** argv) {
   };
   cli.add()("out", po::value<std::string>(), "where to write it");
   cli.add()("force", "into a folder that is not empty");
-  cli.add()("quick", "half of the tasks, a quarter of the rows");
+  cli.add()("quick", "half of the tasks, half of the rows");
   number("tasks", defaults.tasks, "tasks to train on");
   number("rows", defaults.rows, "training rows of a task");
   number("test-rows", defaults.test_rows, "test rows of a task that is reported");
@@ -39,7 +39,7 @@ int run(int argc, char** argv) {
   world::Options o;
   o.seed = cli.seed;
   o.tasks = get("tasks", defaults.tasks / (quick ? 2 : 1), 1, 9999);
-  o.rows = get("rows", defaults.rows / (quick ? 4 : 1), 1, 100000);
+  o.rows = get("rows", defaults.rows / (quick ? 2 : 1), 1, 100000);
   o.test_rows = get("test-rows", defaults.test_rows / (quick ? 4 : 1), 1, 10000);
   o.descriptions = get("descriptions", defaults.descriptions, 1, 1000);
   world::BaseShape base;

@@ -124,7 +124,7 @@ def plan(scale, tools):
             scores("multitask", seed, [f"{seed}/multitask"], adapter=f"{seed}/multitask")
             scores("hyperdecoders", seed, [f"{seed}/hyperdecoders"], hypernet=f"{seed}/hyperdecoders", describe="input")
         if "reconstruct" in scale.parts:
-            blocks = scale.blocks or -(-scale.world.get("tasks", 1024) // 64)
+            blocks = scale.blocks or -(-scale.world.get("tasks", 3072) // 64)
             names = [f"oracles/train-{i:02}" for i in range(blocks)]
             for i, name in enumerate(names):
                 train(name, "lora", seed, block=i)

@@ -135,7 +135,7 @@ void write_base(const World& world, const BaseShape& shape, const std::string& d
                         {"tie_word_embeddings", true},
                         {"attention_bias", false},
                         {"mlp_bias", false},
-                        {"initializer_range", 0.02},
+                        {"initializer_range", 0.04},
                         {"pad_token_id", 0},
                         {"bos_token_id", 2},
                         {"eos_token_id", 3},
