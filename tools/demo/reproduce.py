@@ -52,11 +52,12 @@ SCALES = {
         blocks=1),
 }
 
-# For --dry-run and the time that remains: milliseconds of a step on one core of an AMD Zen 4 server, and the steps of
-# configs/. A second core saves about a third.
-COST = {"pretrain": (26, 16000), "lora": (300, 80), "multitask": (35, 3000), "hyperdecoders": (65, 3000),
-        "sft-L": (60, 3000), "sft-M": (70, 3000), "sft-S": (290, 3000),
-        "reconstruct-L": (12, 4000), "reconstruct-M": (15, 4000), "reconstruct-S": (80, 4000)}
+# For --dry-run and the time that remains: CPU milliseconds of a step on one core of an AMD Zen 4 server, and the steps of
+# configs/; besides them about START seconds of reading and embedding.
+COST = {"pretrain": (37, 16000), "lora": (285, 80), "multitask": (21, 3000), "hyperdecoders": (40, 3000),
+        "sft-L": (37, 3000), "sft-M": (38, 3000), "sft-S": (157, 3000),
+        "reconstruct-L": (12, 4000), "reconstruct-M": (15, 4000), "reconstruct-S": (69, 4000)}
+START = 5
 
 
 # ---- the plan -------------------------------------------------------------------------------------------------------
@@ -90,7 +91,7 @@ def plan(scale, tools):
         needs = [f"{seed}/world"] + ([] if verb == "pretrain" else [f"{seed}/base"]) + list(needs)
         stage(f"{seed}/{name}", needs, {"verb": verb, "data": data, "config": tools.config(verb), **settings},
               lambda out: tools.train(verb, out, model, f"{seed}/world/{data}", settings),
-              1 + part * steps * milliseconds / 1000 * (0.35 if settings.get("equal_flops") else 1))
+              START + part * steps * milliseconds / 1000 * (0.35 if settings.get("equal_flops") else 1))
 
     def scores(name, seed, needs=(), sets=SETS, **options):
         folders = {s: {k: str(v).replace("*", s) for k, v in options.items()} for s in sets}
