@@ -288,12 +288,14 @@ TEST_CASE("a run leaves a report") {
     CHECK(page.find("Loss") != std::string::npos);
     for (auto& entry : fs::directory_iterator(out)) CHECK(entry.path().string().find(".tmp") == std::string::npos);
   }
-  // Ctrl-C at the first update: the run is saved, and its report too.
-  std::string command =
-      "timeout -s INT 1.5 " + std::string(std::getenv("T2L_BIN") ? std::getenv("T2L_BIN") : "build/bin") + "/t2l-train";
-  for (const std::string& a : w.arguments("sft", w.scratch / "stopped", {"--steps=1000000", "--device=cpu"}))
-    command += " " + quoted(a);
-  std::system((command + " 2>" + quoted(w.scratch / "stderr")).c_str());
+  // Stopped after the first update: the run is saved, and its report too.
+  const std::string out = w.scratch / "stopped", bin = std::getenv("T2L_BIN") ? std::getenv("T2L_BIN") : "build/bin";
+  std::string command = bin + "/t2l-train";
+  for (const std::string& a : w.arguments("sft", out, {"--steps=1000000", "--device=cpu"})) command += " " + quoted(a);
+  command += fmt::format(
+      " 2>{} & run=$!; until [ -s {}/metrics.jsonl ]; do kill -0 $run || exit; sleep 0.02; done; kill -TERM $run; wait",
+      quoted(w.scratch / "stderr"), quoted(out));
+  std::system(command.c_str());
   CHECK(read_text_file(w.scratch / "stderr").find("interrupted; the run is saved") != std::string::npos);
-  CHECK(fault_of(read_text_file(w.scratch / "stopped/report.html")) == "");
+  CHECK(fault_of(read_text_file(out + "/report.html")) == "");
 }
