@@ -15,12 +15,10 @@ AttentionSpans full_spans(std::span<const int32_t> offsets, float scale, Device 
 AttentionSpans causal_spans(std::span<const int32_t> offsets, float scale, int32_t window, Device device);
 // The same behind a cache: the keys of sample s begin at row k_begin[s], and past[s] of them came before its queries.
 // Queries behind position gist[s] of sample s see nothing before it either, which 0 does not restrict.
+// queries: rows of all the queries, rising, of which alone spans are made; none: of all.
 // k_begin, past: [samples]  gist: [samples], or none
 AttentionSpans cached_spans(std::span<const int32_t> offsets, std::span<const int32_t> k_begin,
                             std::span<const int32_t> past, float scale, int32_t window, Device device,
-                            std::span<const int32_t> gist = {});
-
-// Those of some queries alone, in rising order.
-AttentionSpans spans_of_queries(const AttentionSpans& all, std::span<const int32_t> queries);
+                            std::span<const int32_t> gist = {}, std::span<const int32_t> queries = {});
 
 }  // namespace t2l

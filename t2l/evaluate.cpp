@@ -11,25 +11,6 @@ namespace t2l {
 
 // ---- scores of single answers ---------------------------------------------------------------------------------------
 
-namespace {
-
-// The most likely token behind each of these rows of hidden states.  x: [rows, hidden]
-std::vector<int32_t> most_likely(const Decoder& decoder, const Tensor& x) {
-  constexpr int64_t kLogits = 1 << 24;  // at once: 64 MB
-  const int64_t chunk = std::max<int64_t>(1, kLogits / decoder.config().vocab);
-  std::vector<int32_t> out;
-  for (int64_t begin = 0; begin < x.rows(); begin += chunk) {
-    const Tensor logits = decoder.logits(x.slice(begin, std::min(x.rows(), begin + chunk)));
-    Tensor ids = Tensor::empty({logits.rows()}, DType::I32, x.device());
-    backend(ids).sample(ids, logits, Tensor::zeros({logits.rows()}, DType::F32, x.device()), 0, 0, 1);
-    const auto some = ids.to_vector<int32_t>();
-    out.insert(out.end(), some.begin(), some.end());
-  }
-  return out;
-}
-
-}  // namespace
-
 std::vector<AnswerScore> score_answers(const Decoder& decoder, const std::vector<Question>& questions,
                                        const AdapterBatch* adapters, const ScoreOptions& options) {
   const NoGrad no_grad;
@@ -40,7 +21,6 @@ std::vector<AnswerScore> score_answers(const Decoder& decoder, const std::vector
                    [&](size_t a, size_t b) { return questions[a].adapter < questions[b].adapter; });
   for (size_t begin = 0, end = 0; begin < order.size(); begin = end) {
     TokenBatch batch;
-    std::vector<int32_t> rows;  // that predict an answer token
     int64_t tokens = 0;
     for (; end < order.size(); ++end) {
       const Question& q = questions[order[end]];
@@ -49,12 +29,11 @@ std::vector<AnswerScore> score_answers(const Decoder& decoder, const std::vector
       if (end > begin && tokens + n > options.batch_tokens) break;
       batch.ids.emplace_back(ids.begin(), ids.end() - 1);
       if (adapters) batch.adapters.push_back(q.adapter);
-      for (int64_t i = std::max(q.example->prompt, 1); i <= n; ++i) rows.push_back(int32_t(tokens + i - 1));
+      for (int64_t i = std::max(q.example->prompt, 1); i <= n; ++i) batch.rows.push_back(int32_t(tokens + i - 1));
       tokens += n;
     }
-    const Tensor on_device = Tensor::from(rows, decoder.options().device);
-    const std::vector<int32_t> likely =
-        most_likely(decoder, gather_rows(decoder.hidden(batch, adapters), on_device).value);
+    std::vector<int32_t> likely;  // behind the rows that predict an answer token; none asked for would mean all
+    if (!batch.rows.empty()) likely = decoder.most_likely(decoder.hidden(batch, adapters).value);
     for (size_t i = begin, row = 0; i < end; ++i) {
       const Example& e = *questions[order[i]].example;
       AnswerScore& score = scores[order[i]];

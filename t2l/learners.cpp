@@ -22,24 +22,22 @@ std::unique_ptr<Learner> make_learner(const TrainConfig& c, DType dtype, Device 
   return nullptr;
 }
 
-int64_t updates_of(const TrainConfig& c, const Sampler& sampler) {
-  const int64_t iterations = sampler.recorded() ? sampler.recorded() : c.epochs * sampler.batches_per_epoch();
-  return c.steps && !sampler.recorded() ? c.steps : iterations / c.grad_accum_steps;
+int64_t iterations_of(const TrainConfig& c, const Sampler& sampler) {
+  return sampler.recorded() ? sampler.recorded()
+         : c.steps          ? c.steps * c.grad_accum_steps
+                            : c.epochs * sampler.batches_per_epoch();
 }
 
 TrainPlan plan_of(const TrainConfig& c, const Learner& learner) {
   TrainPlan p;
   p.accumulate = c.grad_accum_steps;
-  const Sampler& sampler = learner.sampler();
-  p.iterations = sampler.recorded() ? sampler.recorded()
-                 : c.steps          ? c.steps * c.grad_accum_steps
-                                    : c.epochs * sampler.batches_per_epoch();
+  p.iterations = iterations_of(c, learner.sampler());
   p.official_accumulation = c.compat == "official";
   p.schedule.decay = c.schedule == "cosine" ? Schedule::Decay::Cosine : Schedule::Decay::Linear;
   p.schedule.peak = c.lr;
   p.schedule.floor = c.min_lr_frac;
   p.schedule.warmup = int64_t(c.warmup_frac * double(p.iterations) / double(p.accumulate));
-  p.schedule.total = updates_of(c, sampler);
+  p.schedule.total = p.iterations / p.accumulate;
   p.adamw = {.lr = c.lr, .beta2 = c.adam_beta2, .weight_decay = c.weight_decay, .max_norm = c.max_grad_norm};
   p.save_every = c.save_freq == TrainConfig::kNever ? 0 : c.save_freq;
   p.keep_last = c.keep_last;

@@ -36,8 +36,8 @@ class Learner {
 std::unique_ptr<Learner> make_learner(const TrainConfig& config, DType dtype, Device device,
                                       const TaskSet::Progress& progress = {});
 
-// How many updates the config asks for; an epoch of pretraining is as many samples as there are rows.
-int64_t updates_of(const TrainConfig& config, const Sampler& sampler);
+// How many micro-batches the config asks for; an epoch of pretraining is as many samples as there are rows.
+int64_t iterations_of(const TrainConfig& config, const Sampler& sampler);
 // Iterations, accumulation, schedule and optimizer as the config says.
 TrainPlan plan_of(const TrainConfig& config, const Learner& learner);
 

@@ -120,7 +120,8 @@ class PretrainLearner final : public Learner {
   }
 
   PretrainSampler::Options options() const {
-    const int64_t end = int64_t(config_.curriculum * double(updates_of(config_, epochs_)));
+    const int64_t updates = iterations_of(config_, epochs_) / config_.grad_accum_steps;
+    const int64_t end = int64_t(config_.curriculum * double(updates));
     return {config_.batch_size, config_.p_no_description, config_.p_shots, end * config_.grad_accum_steps,
             uint64_t(config_.seed)};
   }

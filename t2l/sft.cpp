@@ -91,23 +91,14 @@ SftScore sft_score(const Decoder& base, const SftBatch& batch, const AdapterBatc
   const NoGrad judged;
   const Device on = base.options().device;
   const ResponseRows response(batch, options);
-  const Var hidden = base.hidden({.ids = batch.ids}, &adapters);
+  const Var hidden = base.hidden({.ids = batch.ids, .rows = response.rows}, &adapters);
+  const std::vector<int32_t> likely = base.most_likely(hidden.value);
   SftScore score;
   score.samples = int64_t(batch.ids.size());
   score.response_tokens = int64_t(response.rows.size());
-  constexpr int64_t kRows = 512;  // whose logits are held at a time
-  for (int64_t begin = 0; begin < score.response_tokens; begin += kRows) {
-    const int64_t end = std::min(begin + kRows, score.response_tokens);
-    const auto part = [&](const auto& all) {
-      return Tensor::from(std::vector(all.begin() + begin, all.begin() + end), on);
-    };
-    const Tensor x = gather_rows(hidden, part(response.rows)).value;
-    score.loss += base.loss(x, part(response.targets), part(response.weights), 0).value.to_vector<float>()[0];
-    Tensor best = Tensor::empty({end - begin}, DType::I32, on);
-    backend(best).sample(best, base.logits(x), Tensor::zeros({end - begin}, DType::F32, on), 0, 0, 1);
-    const std::vector<int32_t> ids = best.to_vector<int32_t>();
-    for (int64_t i = begin; i < end; ++i) score.correct += ids[size_t(i - begin)] == response.targets[size_t(i)];
-  }
+  score.loss = base.loss(hidden, Tensor::from(response.targets, on), Tensor::from(response.weights, on), 0)
+                   .value.to_vector<float>()[0];
+  for (size_t i = 0; i < likely.size(); ++i) score.correct += likely[i] == response.targets[i];
   return score;
 }
 

@@ -224,12 +224,13 @@ TrainResult train(Parameters& parameters, const TrainPlan& plan, const TrainHook
     if (saved != at.updates && plan.save_every > 0 && at.updates % plan.save_every == 0) save();
     if (hooks.check_interrupt) or_save(hooks.check_interrupt);
   }
-  if (at.updates != saved) save();
+  const bool told = at.updates != saved;  // of this state, by save()
+  if (told) save();
   const bool best = plan.keep_best && at.best_updates >= 0 && at.best_updates != at.updates;
   if (best)
     copy_in(parameters, parameters.values(),
             SafeTensors::open(fmt::format("{}/{}/parameters.safetensors", folder, step_name(at.best_updates))));
-  if (hooks.saved) hooks.saved();
+  if (hooks.saved && (best || !told)) hooks.saved();
   return {at.updates, out_of_patience(), at.best_updates, at.best_loss};
 }
 

@@ -125,11 +125,14 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
   }
   p.cache = cache;
   if (cache) p.cache_rows = Tensor::from(rows, on);
+  const auto spans_of = [&](int32_t window, std::span<const int32_t> queries) {
+    AttentionSpans spans =
+        cached_spans(packed.offsets, k_begin, past, config_.attention_scale, window, on, gist, queries);
+    spans.softcap = config_.attention_softcap;
+    return spans;
+  };
   for (const int32_t window : config_.windows)
-    if (!p.spans.contains(window)) {
-      p.spans[window] = cached_spans(packed.offsets, k_begin, past, config_.attention_scale, window, on, gist);
-      p.spans[window].softcap = config_.attention_softcap;
-    }
+    if (!p.spans.contains(window)) p.spans[window] = spans_of(window, {});
 
   // A row of cos and sin for each position, or for each token if those are fewer.
   const auto [least, most] = std::minmax_element(packed.positions.begin(), packed.positions.end());
@@ -173,8 +176,8 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
       end = int32_t(std::lower_bound(batch.rows.begin(), batch.rows.end(), end) - batch.rows.begin());
     if (!batch.rows.empty()) p.wanted.adapter_offsets = Tensor::from(offsets, on);
   }
-  p.last_spans = p.spans.at(config_.windows.back());
   if (batch.rows.empty()) {
+    p.last_spans = p.spans.at(config_.windows.back());
     p.wanted = p.all;
     return p;
   }
@@ -185,7 +188,7 @@ Decoder::Pass Decoder::pack(const TokenBatch& batch, const AdapterBatch* adapter
   for (const int32_t row : batch.rows) rotations.push_back(row_of[size_t(row)]);
   p.wanted.which = Tensor::from(batch.rows, on);
   p.wanted.rotations = Tensor::from(rotations, on);
-  p.last_spans = spans_of_queries(p.last_spans, batch.rows);
+  p.last_spans = spans_of(config_.windows.back(), batch.rows);
   return p;
 }
 
@@ -296,6 +299,20 @@ Tensor Decoder::logits(const Tensor& x) const {
                      .ldb = config_.hidden,
                      .ldc = config_.vocab});
   return config_.logit_softcap > 0 ? softcap(y, config_.logit_softcap).value : y;
+}
+
+std::vector<int32_t> Decoder::most_likely(const Tensor& x) const {
+  constexpr int64_t kLogits = 1 << 24;  // at once: 64 MB
+  const int64_t chunk = std::max<int64_t>(1, kLogits / config_.vocab);
+  std::vector<int32_t> all;
+  for (int64_t begin = 0; begin < x.rows(); begin += chunk) {
+    const Tensor some = logits(x.slice(begin, std::min(x.rows(), begin + chunk)));
+    Tensor ids = Tensor::empty({some.rows()}, DType::I32, x.device());
+    backend(ids).sample(ids, some, Tensor::zeros({some.rows()}, DType::F32, x.device()), 0, 0, 1);
+    const std::vector<int32_t> found = ids.to_vector<int32_t>();
+    all.insert(all.end(), found.begin(), found.end());
+  }
+  return all;
 }
 
 Var Decoder::loss(const Var& x, const Tensor& targets, const Tensor& weights, float smoothing, Tensor* losses) const {

@@ -68,6 +68,8 @@ class Decoder {
              int64_t layer = -1) const;
   // f32 [rows, vocab] of some rows of the last hidden states; no gradient.
   Tensor logits(const Tensor& hidden) const;
+  // The most likely next token behind each of some rows of the last hidden states.
+  std::vector<int32_t> most_likely(const Tensor& hidden) const;
   // sum over rows of weights[i] CE(logits[i], targets[i]) with label smoothing; see cross_entropy() in autograd/ops.h.
   // x: [rows, hidden], rows of the last hidden states -> f32 [1]
   Var loss(const Var& x, const Tensor& targets, const Tensor& weights, float smoothing, Tensor* losses = nullptr) const;

@@ -39,6 +39,32 @@ const OpTest gather{
 };
 T2L_OP_TEST(gather);
 
+// Two ranges of columns that overlap, so that gradients add up; some columns are in neither.  size: rows, columns
+const OpTest slice_columns_test{
+    .name = "slice_columns",
+    .sizes = {{33, 7}, {65, 72}, {2, 257}, {0, 5}},
+    .inputs =
+        [](Inputs& in, const Size& s) {
+          in.normal({s[0], s[1]});
+        },
+    .run = [](const std::vector<Var>& in, const Size& s) -> std::vector<Var> {
+      return {slice_columns(in[0], 1, s[1] - 1), slice_columns(in[0], s[1] / 2, s[1] - 1)};
+    },
+    .reference = [](const Arrays& in, const Size& s) -> Arrays {
+      Array a({s[0], s[1] - 2}), b({s[0], s[1] - 1 - s[1] / 2});
+      for (int64_t i = 0; i < s[0]; ++i) {
+        for (int64_t j = 0; j < s[1] - 2; ++j) a(i, j) = in[0](i, 1 + j);
+        for (int64_t j = 0; j < s[1] - 1 - s[1] / 2; ++j) b(i, j) = in[0](i, s[1] / 2 + j);
+      }
+      return {a, b};
+    },
+    .f32 = 0,
+    .bf16 = 0,
+    .grad_f32 = 1e-7,
+    .grad_bf16 = 3e-3,
+};
+T2L_OP_TEST(slice_columns_test);
+
 // base + x[ids].  size: rows out, rows of x, columns
 const OpTest add_rows_test{
     .name = "add_rows",
