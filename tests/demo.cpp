@@ -42,7 +42,7 @@ struct Weights {
     c.task_dim = config.hidden;
     c.latent = c.head_in = 16;
     c.rank = 4;
-    c.modules = {{"q_proj", 64, 64}, {"v_proj", 64, 64}};
+    c.modules = {{"q_proj", config.hidden, config.hidden}, {"v_proj", config.hidden, config.hidden}};
     TrainedHypernet trained{Hypernet(c), {base, 4, 8, false, 0, {"q_proj", "v_proj"}}, {}, false, {}, "", "", "", 0, {},
                             {}};
     trained.net.parameters().initialise(2);

@@ -5,6 +5,7 @@
 
 A stage is a folder of --out with stage.json in it, written once more when all else is there; what is finished is kept, a
 training that was cut off goes on from its last checkpoint, and a stage whose settings or inputs have changed is made anew.
+As many stages run at once as there are threads, each on one; with a single seed, its two long trainings run on all.
 --stages makes only the stages whose names begin so, with what they need. Ends with the table, results.json and index.html.
 Seed s is the seed of world, base model and all that is trained on it.
 """
@@ -21,6 +22,7 @@ import subprocess
 import sys
 import time
 from array import array
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 from page import write_page
@@ -37,7 +39,7 @@ class Scale:
     world: dict = field(default_factory=dict)
     steps: dict = field(default_factory=dict)  # of t2l-train's verbs, where not the configuration's
     other: dict = field(default_factory=dict)  # settings of t2l-train's verbs
-    blocks: int = 0  # of 64 training tasks that get an oracle; 0: all
+    blocks: int = 16  # of 64 training tasks, that get an oracle for reconstruction
 
 
 SCALES = {
@@ -68,16 +70,17 @@ class Stage:
     needs: list  # names of earlier stages
     settings: dict  # what determines the result, with the needs
     run: object  # of the folder; returns what results.json needs
-    seconds: float  # estimated
+    seconds: float  # estimated, on one core
+    wide: bool = False  # runs alone, on all threads
     key: str = ""
 
 
 def plan(scale, tools):
-    """The stages in the order in which they run."""
+    """The stages in the order in which they begin."""
     stages = {}
 
-    def stage(name, needs, settings, run, seconds):
-        stages[name] = Stage(name, needs, settings, run, seconds)
+    def stage(name, needs, settings, run, seconds, wide=False):
+        stages[name] = Stage(name, needs, settings, run, seconds, wide)
 
     def train(name, verb, seed, needs=(), data="train", **settings):
         variant = settings.get("variant", "L")
@@ -89,9 +92,10 @@ def plan(scale, tools):
         part = 1 if settings.get("target_modules") != ALL_MODULES else 3
         model = f"{seed}/world/base" if verb == "pretrain" else f"{seed}/base"
         needs = [f"{seed}/world"] + ([] if verb == "pretrain" else [f"{seed}/base"]) + list(needs)
+        wide = scale.seeds == 1 and verb in ("pretrain", "sft")  # nothing else could run meanwhile
         stage(f"{seed}/{name}", needs, {"verb": verb, "data": data, "config": tools.config(verb), **settings},
-              lambda out: tools.train(verb, out, model, f"{seed}/world/{data}", settings),
-              START + part * steps * milliseconds / 1000 * (0.35 if settings.get("equal_flops") else 1))
+              lambda out: tools.train(verb, out, model, f"{seed}/world/{data}", settings, wide),
+              START + part * steps * milliseconds / 1000 * (0.35 if settings.get("equal_flops") else 1), wide)
 
     def scores(name, seed, needs=(), sets=SETS, **options):
         folders = {s: {k: str(v).replace("*", s) for k, v in options.items()} for s in sets}
@@ -125,21 +129,20 @@ def plan(scale, tools):
             scores("multitask", seed, [f"{seed}/multitask"], adapter=f"{seed}/multitask")
             scores("hyperdecoders", seed, [f"{seed}/hyperdecoders"], hypernet=f"{seed}/hyperdecoders", describe="input")
         if "reconstruct" in scale.parts:
-            blocks = scale.blocks or -(-scale.world.get("tasks", 3072) // 64)
-            names = [f"oracles/train-{i:02}" for i in range(blocks)]
+            names = [f"oracles/train-{i:02}" for i in range(scale.blocks)]
             for i, name in enumerate(names):
                 train(name, "lora", seed, block=i)
             needs = [f"{seed}/{name}" for name in names]
             stage(f"{seed}/oracles/all", needs, {}, lambda out, n=needs: tools.collect(out, n), 1)
             stage(f"{seed}/average", [f"{seed}/oracles/all"], {}, lambda out, s=seed: tools.average(out, f"{s}/oracles/all"), 2)
             scores("average", seed, [f"{seed}/average"], adapter=f"{seed}/average")
-            for variant in "LMS" if "variants" in scale.parts else "L":
+            for variant in "LMS" if "variants" in scale.parts and seed == 0 else "L":
                 hypernetwork(f"reconstruct-{variant}", "reconstruct", seed, [f"{seed}/oracles/all"], variant=variant,
                              oracles=f"{seed}/oracles/all")
             nine = [f"{seed}/oracles/seen"]
             train("reconstruct-9", "reconstruct", seed, nine, oracles=nine[0], first=9)
             scores("reconstruct-9", seed, [f"{seed}/reconstruct-9"], ["seen"], hypernet=f"{seed}/reconstruct-9", first=9)
-        if "variants" in scale.parts:
+        if "variants" in scale.parts and seed == 0:
             for variant in "MS":
                 hypernetwork(f"sft-{variant}", "sft", seed, variant=variant)
         if "ablations" in scale.parts and seed == 0:
@@ -160,8 +163,10 @@ def plan(scale, tools):
 
 class Tools:
     def __init__(self, args):
-        self.out, self.bin, self.threads = args.out, args.bin, args.threads
-        self.device, self.scale, self.terminal, self.lock = args.device, SCALES[args.scale], sys.stderr.isatty(), None
+        self.out, self.bin, self.threads, self.device = args.out, args.bin, args.threads, args.device
+        self.scale, self.lock = SCALES[args.scale], None
+        self.programs = set()  # that run
+        self.updates = {}  # of the trainings that were begun
 
     def path(self, name):
         return os.path.join(self.out, name)
@@ -173,20 +178,31 @@ class Tools:
         with open(f"{HERE}/configs/{verb}.yaml") as f:
             return f.read()
 
-    def run(self, program, arguments):
-        """The JSON that `program` prints. Its progress is shown on a terminal, its errors always."""
-        command = [os.path.join(self.bin, program), *arguments, "--json", "--device", self.device] + ([] if self.terminal else ["--quiet"])
-        if self.threads:
-            command += ["--threads", str(self.threads)]
+    def run(self, program, arguments, wide=False):
+        """The JSON that `program` prints. It runs on one thread, or a wide one on all."""
+        command = [os.path.join(self.bin, program), *arguments, "--json", "--device", self.device, "--quiet",
+                   "--threads", str(self.threads if wide else 1)]
         libc = ctypes.CDLL(None)
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=None if self.terminal else subprocess.PIPE, text=True,
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
                               pass_fds=[self.lock] if self.lock else [],
                               preexec_fn=lambda: libc.prctl(1, signal.SIGTERM)) as child:  # PR_SET_PDEATHSIG
+            self.programs.add(child)
             stdout, stderr = child.communicate()
+            self.programs.discard(child)
         if child.returncode:
-            sys.exit(f"{stderr or ''}error: {program} failed ({child.returncode}); the same command again goes on from here: "
+            sys.exit(f"{stderr}error: {program} failed ({child.returncode}); the same command again goes on from here: "
                      + " ".join(command))
         return json.loads(stdout)
+
+    def progress(self, name):
+        """How far a stage that runs has come, in words."""
+        try:
+            with open(self.path(f"{name}/metrics.jsonl"), "rb") as f:
+                f.seek(-min(4096, f.seek(0, os.SEEK_END)), os.SEEK_CUR)
+                last = f.read().decode().split("\n")[-2]
+            return f"{name} {json.loads(last)['step']}/{self.updates[name]}"
+        except (OSError, KeyError, IndexError, ValueError):
+            return name
 
     def world(self, out, seed, options):
         wanted = [x for key, value in options.items() for x in (f"--{key}", str(value))]
@@ -195,7 +211,7 @@ class Tools:
             sys.exit("error: t2l-world failed: " + " ".join(command))
         return {}
 
-    def train(self, verb, out, model, data, settings):
+    def train(self, verb, out, model, data, settings, wide):
         s = dict(settings)
         if (block := s.pop("block", None)) is not None:
             s["train_ds_names"] = ",".join(self.tasks(data)[64 * block:64 * block + 64])
@@ -212,7 +228,8 @@ class Tools:
         counted = self.flops(self.run("t2l-train", arguments + given() + ["--dry-run"]))
         checkpoints = self.path(f"{out}/checkpoints")
         go_on = "--resume" if os.path.isdir(checkpoints) and os.listdir(checkpoints) else "--force"
-        result = self.run("t2l-train", arguments + given() + ["--out", self.path(out), go_on])
+        self.updates[out] = counted["updates"]
+        result = self.run("t2l-train", arguments + given() + ["--out", self.path(out), go_on], wide)
         losses = self.losses(out)
         return {**counted, "parameters": result["parameters"], "loss": [losses[0], sum(losses[-20:]) / len(losses[-20:])],
                 "times": {"seconds": self.step_seconds(out)}}
@@ -484,6 +501,46 @@ def wanted(stages, prefixes):
     return {n: s for n, s in stages.items() if n in keep}
 
 
+def make_all(tools, missing):
+    """Each stage as soon as what it needs is there: as many at once as there are threads."""
+    waiting, running = {s.name: s for s in missing}, {}
+    spent, estimated, begin = 0.0, 0.0, time.monotonic()  # core seconds of what is done, and what they were taken for
+
+    def start_some(pool):
+        for s in list(waiting.values()):
+            now = [r for r, _ in running.values()]
+            if any(n in waiting or n in [r.name for r in now] for n in s.needs):
+                continue
+            if any(r.wide for r in now) or len(now) >= (1 if s.wide else tools.threads):
+                return
+            del waiting[s.name]
+            running[pool.submit(make, tools, s)] = s, time.monotonic()
+            pace = spent / estimated if estimated > 20 else 1  # of this machine, against COST
+            left = sum(x.seconds for x in [*waiting.values(), *(r for r, _ in running.values())]) * pace / tools.threads
+            say(f"[{len(missing) - len(waiting)}/{len(missing)}] {s.name}, {duration(time.monotonic() - begin)} elapsed, "
+                f"about {duration(left)} left\n")
+
+    def say(text):
+        sys.stderr.write(("\r\x1b[K" if sys.stderr.isatty() else "") + text)
+        sys.stderr.flush()
+
+    with ThreadPoolExecutor(tools.threads) as pool:
+        try:
+            while waiting or running:
+                start_some(pool)
+                for future in wait(running, timeout=1, return_when=FIRST_COMPLETED).done:
+                    s, start = running.pop(future)
+                    future.result()
+                    spent += (time.monotonic() - start) * (tools.threads if s.wide else 1)
+                    estimated += s.seconds
+                if sys.stderr.isatty():
+                    say("   ".join(tools.progress(r.name) for r, _ in running.values()))
+        except BaseException:
+            for program in list(tools.programs):  # or the pool would wait for them
+                program.terminate()
+            raise
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     scale = parser.add_mutually_exclusive_group()
@@ -497,6 +554,7 @@ def main():
     parser.add_argument("--dry-run", action="store_true")
     args = parser.parse_args()
     args.out, args.bin = os.path.abspath(args.out), os.path.abspath(args.bin)
+    args.threads = args.threads or len(os.sched_getaffinity(0))
     tools = Tools(args)
     stages = plan(tools.scale, tools)
     chosen = wanted(stages, args.stages)
@@ -504,7 +562,8 @@ def main():
     if args.dry_run:
         for s in chosen.values():
             print(f"{s.name:<28} {duration(s.seconds):>8}  {state_of(tools, s).replace('none', '')}")
-        print(f"{len(missing)} of {len(chosen)} stages to do, about {duration(sum(s.seconds for s in missing))} on one core")
+        print(f"{len(missing)} of {len(chosen)} stages to do, about {duration(sum(s.seconds for s in missing) / args.threads)} on {args.threads} "
+              "cores")
         return 0
 
     os.makedirs(args.out, exist_ok=True)
@@ -512,15 +571,7 @@ def main():
     tools.lock = os.open(tools.path("lock"), os.O_CREAT | os.O_RDWR)
     fcntl.flock(tools.lock, fcntl.LOCK_EX)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    left, spent, estimated, begin = sum(s.seconds for s in missing), 0.0, 0.0, time.monotonic()
-    for i, s in enumerate(missing):
-        pace = spent / estimated if estimated > 20 else 1  # of this machine, against COST
-        print(f"[{i + 1}/{len(missing)}] {s.name}, {duration(time.monotonic() - begin)} elapsed, about {duration(left * pace)} left",
-              file=sys.stderr, flush=True)
-        start = time.monotonic()
-        make(tools, s)
-        spent, estimated, left = spent + time.monotonic() - start, estimated + s.seconds, left - s.seconds
-
+    make_all(tools, missing)
     results = results_of(tools, args.scale, stages)
     write_json(tools.path("results.json"), results)
     write_page(tools.path("index.html"), results, METHODS)

@@ -10,7 +10,8 @@ namespace t2l::world {
 namespace {
 
 constexpr int kShortest = 4, kLongest = 6;  // lists
-constexpr int kSinglesOfFamily = 8;
+constexpr int kFewestSingles = 4, kMostSingles = 8;  // training tasks of one step, of each family
+constexpr size_t kDatasets = 2;  // of the same steps at most, each with rows of its own, for each unit of their weight
 constexpr int kLeastUses = 3;                  // training compositions of each primitive
 constexpr int kPairsOfLetter = 3;              // held-out pairs that a letter may be in, of seven
 constexpr int kSeen = 100;                     // training tasks that are also reported
@@ -31,11 +32,17 @@ struct Reserved {
   const char* family;
   int test, valid;
 };
-constexpr Reserved kReserved[] = {{"exchange", 5, 3}, {"remove", 1, 1},      {"count", 1, 1},      {"append", 1, 1},
-                                  {"prepend", 1, 1},  {"set-numbers", 1, 1}, {"set-letters", 1, 1}};
+constexpr Reserved kReserved[] = {{"exchange", 6, 4}, {"remove", 1, 1}, {"count", 1, 1}};
 
-// Letter pairs are most of the parameter values that there are, and need most of the tasks.
-int weight(const std::string& family) { return family == "replace" ? 8 : family == "exchange" ? 3 : 1; }
+// How many compositions of two families there are for one of the plainest. Letter pairs are most of the parameter values
+// that there are; arithmetic, filters, sorting and counting are learnt slowest.
+int weight_of(const Primitive& first, const Primitive& second) {
+  static const std::map<std::string, int> of_second = {{"replace", 5}, {"exchange", 2}, {"add", 2},     {"subtract", 2},
+                                                       {"double", 2},  {"next", 2},     {"previous", 2}};
+  const auto it = of_second.find(second.family);
+  const bool slow = first.kind == Kind::Filter || first.kind == Kind::Order || second.kind == Kind::Summary;
+  return (it == of_second.end() ? 1 : it->second) * (slow ? 2 : 1);
+}
 
 // Steps that work side by side, in either order or nearly so; two that each must wait for the other's result are more
 // than a model of a few layers learns in minutes. Only what is short or long by itself is worth counting.
@@ -151,10 +158,10 @@ std::string input_text(const Task& task, const List& x) {
   return out + " : " + text_of(x);
 }
 
-void draw_rows(Task& task, int train, int test, uint64_t seed) {
+// Inputs that are not among the `known` ones, which they join.
+void draw_rows(Task& task, int train, int test, uint64_t seed, std::set<List>& known) {
   Random random(seed, "rows " + task.name);
-  std::set<List> known;
-  for (int tries = 0; int(known.size()) < train + test; ++tries) {
+  for (int tries = 0; int(task.train.size() + task.test.size()) < train + test; ++tries) {
     if (tries > 100 * (train + test)) fail("task {}: has no {} different inputs", task.name, train + test);
     const List x = draw_input(task.steps, random);
     if (x.empty() || !known.insert(x).second) continue;
@@ -219,9 +226,9 @@ class Builder {
     }
     // Of the families with most values only some are tasks by themselves: each value is in compositions.
     for (auto& [family, values] : families) {
-      int left = kSinglesOfFamily;
-      for (const Primitive& p : values)
-        if (split_of(p).empty() && left-- > 0) singles_.push_back({p});
+      std::erase_if(values, [&](const Primitive& p) { return !split_of(p).empty(); });
+      const size_t count = std::clamp<size_t>(values.size(), kFewestSingles, kMostSingles);
+      for (size_t i = 0; i < count; ++i) singles_.push_back({values[i % values.size()]});
     }
   }
 
@@ -237,21 +244,24 @@ class Builder {
 
   // All compositions, so that any beginning of the list has something of every pair of families.
   void order_compositions() {
-    std::map<std::pair<std::string, std::string>, std::vector<Steps>> strata;
+    struct Stratum {
+      std::vector<Steps> steps;
+      size_t next = 0;
+    };
+    std::map<std::pair<std::string, std::string>, Stratum> strata;
     const std::vector<Primitive> all = make_primitives();
     for (const Primitive& a : all)
       for (const Primitive& b : all)
-        if (may_follow(a, b)) strata[{a.family, b.family}].push_back({a, b});
-    for (auto& [families, steps] : strata) random_.shuffle(steps);
+        if (may_follow(a, b)) strata[{a.family, b.family}].steps.push_back({a, b});
+    for (auto& [families, stratum] : strata) random_.shuffle(stratum.steps);
     while (!strata.empty()) {
       std::vector<Steps> round;
       for (auto it = strata.begin(); it != strata.end();) {
-        std::vector<Steps>& left = it->second;
-        for (int n = weight(it->first.second); n > 0 && !left.empty(); --n) {
-          round.push_back(std::move(left.back()));
-          left.pop_back();
-        }
-        it = left.empty() ? strata.erase(it) : std::next(it);
+        auto& [all_steps, next] = it->second;
+        const int weight = weight_of(all_steps[0][0], all_steps[0][1]);
+        const size_t end = all_steps.size() * kDatasets * size_t(weight);
+        for (int n = weight; n > 0 && next < end; --n, ++next) round.push_back(all_steps[next % all_steps.size()]);
+        it = next == end ? strata.erase(it) : std::next(it);
       }
       random_.shuffle(round);
       for (Steps& steps : round) {
@@ -338,20 +348,25 @@ class Builder {
       for (const Task& t : *tasks) held_out.emplace_back(&t, sample_inputs(t, int(kProbes), o_.seed));
     // First what gives every primitive some compositions, then whatever comes.
     std::map<std::string, int> uses;
+    std::map<std::string, bool> verdicts;  // on steps, by name
+    const auto may_train = [&](const Steps& steps) {
+      const auto [it, is_new] = verdicts.try_emplace(name_of(steps, false), false);
+      if (!is_new) return it->second;
+      const Task task{"", steps, false, {}, {}, {}, {}};
+      const auto is_like = [&](const auto& h) { return agreement(*h.first, task, h.second) > kTooAlike; };
+      return it->second = is_task(steps, o_.seed) && std::none_of(held_out.begin(), held_out.end(), is_like);
+    };
     const auto fill = [&](int least) {
       std::vector<Steps> left;
       for (Steps& steps : compositions_) {
-        Task task{"", steps, int(train.size()) % o_.revealed_every == 0, {}, {}, {}, {}};
         const auto is_rare = [&](const Primitive& p) { return uses[p.name()] < least; };
-        const auto is_like = [&](const auto& h) { return agreement(*h.first, task, h.second) > kTooAlike; };
-        if (int(train.size()) == o_.tasks || std::none_of(steps.begin(), steps.end(), is_rare) ||
-            !is_task(steps, o_.seed) || std::any_of(held_out.begin(), held_out.end(), is_like)) {
+        if (int(train.size()) == o_.tasks || std::none_of(steps.begin(), steps.end(), is_rare) || !may_train(steps)) {
           left.push_back(std::move(steps));
           continue;
         }
         for (const Primitive& p : steps) ++uses[p.name()];
-        task.name = name_of(steps, task.revealed);
-        train.push_back(std::move(task));
+        const bool revealed = int(train.size()) % o_.revealed_every == 0;
+        train.push_back({name_of(steps, revealed), std::move(steps), revealed, {}, {}, {}, {}});
       }
       compositions_ = std::move(left);
     };
@@ -371,9 +386,10 @@ class Builder {
       const std::vector<std::string> words = words_of(text);
       return std::all_of(words.begin(), words.end(), [&](const auto& w) { return world_.words.contains(w); });
     };
+    std::map<std::string, std::set<List>> inputs;  // of all datasets with the same steps
     for (size_t i = 0; i < world_.train.size(); ++i) {
       Task& t = world_.train[i];
-      draw_rows(t, o_.rows, i < kSeen ? o_.test_rows : 0, o_.seed);
+      draw_rows(t, o_.rows, i < kSeen ? o_.test_rows : 0, o_.seed, inputs[name_of(t.steps, false)]);
       t.descriptions = draw_descriptions(t, o_.descriptions, false, o_.seed, [](const std::string&) { return true; });
       for (const std::string& d : t.descriptions) learn(d);
       for (const Row& r : t.train) learn(r.input), learn(r.output);
@@ -382,7 +398,7 @@ class Builder {
       world_.train[i].unseen = draw_descriptions(world_.train[i], kUnseenDescriptions, true, o_.seed, is_known);
     for (auto* tasks : {&world_.valid, &world_.compositions, &world_.parameters})
       for (Task& t : *tasks) {
-        draw_rows(t, o_.rows, o_.test_rows, o_.seed);
+        draw_rows(t, o_.rows, o_.test_rows, o_.seed, inputs[name_of(t.steps, false)]);
         t.descriptions = draw_descriptions(t, kUnseenDescriptions, true, o_.seed, is_known);
       }
   }

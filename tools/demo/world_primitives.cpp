@@ -247,16 +247,6 @@ void Maker::filters() {
       {"$take only the $letters$of", "$remove [all|all the|the] $numbers$of", "$remove $each $number"});
   add("keep-numbers", {}, Kind::Filter, [](const List& x) { return kept(x, is_number); }, "numeric",
       {"$take only the $numbers$of", "$remove [all|all the|the] $letters$of", "$remove $each $letter"});
-  add("distinct", {}, Kind::Filter,
-      [](const List& x) {
-        List out;
-        for (const Item v : x)
-          if (std::find(out.begin(), out.end(), v) == out.end()) out.push_back(v);
-        return out;
-      },
-      "uniq",
-      {"$remove [repeated|duplicate] $items$of", "$remove [duplicates|repetitions]$of",
-       "$take only the first [copy|occurrence] of $each $item"});
   for (int i = 0; i < kLetters; ++i) {
     const Item c = 'a' + i;
     add(
