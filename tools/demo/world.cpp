@@ -9,10 +9,10 @@
 namespace t2l::world {
 namespace {
 
-constexpr int kShortest = 4, kLongest = 6;  // lists
+constexpr int kShortest = 4, kLongest = 6;           // lists
 constexpr int kFewestSingles = 4, kMostSingles = 8;  // training tasks of one step, of each family
 constexpr size_t kDatasets = 2;  // of the same steps at most, each with rows of its own, for each unit of their weight
-constexpr int kLeastUses = 3;                  // training compositions of each primitive
+constexpr int kLeastUses = 3;    // training compositions of each primitive
 constexpr int kPairsOfLetter = 3;              // held-out pairs that a letter may be in, of seven
 constexpr int kSeen = 100;                     // training tasks that are also reported
 constexpr int kUnseenDescriptions = 8;         // of each reported task
@@ -34,8 +34,8 @@ struct Reserved {
 };
 constexpr Reserved kReserved[] = {{"exchange", 6, 4}, {"remove", 1, 1}, {"count", 1, 1}};
 
-// How many compositions of two families there are for one of the plainest. Letter pairs are most of the parameter values
-// that there are; arithmetic, filters, sorting and counting are learnt slowest.
+// How many compositions of two families there are for one of the plainest. Letter pairs are most of the parameter
+// values that there are; arithmetic, filters, sorting and counting are learnt slowest.
 int weight_of(const Primitive& first, const Primitive& second) {
   static const std::map<std::string, int> of_second = {{"replace", 5}, {"exchange", 2}, {"add", 2},     {"subtract", 2},
                                                        {"double", 2},  {"next", 2},     {"previous", 2}};

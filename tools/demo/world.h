@@ -63,7 +63,8 @@ struct Task {
 
 struct Options {
   uint64_t seed = 0;
-  // Many tasks with few rows teach composition; from fewer tasks a base model that is trained long learns those by heart.
+  // Many tasks with few rows teach composition; from fewer tasks a base model that is trained long learns those by
+  // heart.
   int tasks = 8192, rows = 48, test_rows = 100, descriptions = 20;
   int revealed_every = 5;  // compositions: one of so many is revealed by its inputs
 };
