@@ -44,7 +44,7 @@ class Scale:
 
 SCALES = {
     "full": Scale(3, {"oracles", "references", "variants", "reconstruct", "ablations"}),
-    "quick": Scale(1, {"oracles"}),
+    "quick": Scale(1, {"oracles"}, steps={"pretrain": 12000, "sft": 5000}),
     "tiny": Scale(
         1, {"oracles", "references", "reconstruct"},
         world={"tasks": 400, "rows": 32, "test-rows": 20, "descriptions": 16, "hidden": 48, "layers": 3, "intermediate": 96},
@@ -56,9 +56,9 @@ SCALES = {
 
 # For --dry-run and the time that remains: CPU milliseconds of a step on one core of an AMD Zen 4 server, and the steps of
 # configs/; besides them about START seconds of reading and embedding.
-COST = {"pretrain": (37, 16000), "lora": (285, 80), "multitask": (21, 3000), "hyperdecoders": (40, 3000),
-        "sft-L": (37, 3000), "sft-M": (38, 3000), "sft-S": (157, 3000),
-        "reconstruct-L": (12, 4000), "reconstruct-M": (15, 4000), "reconstruct-S": (69, 4000)}
+COST = {"pretrain": (60, 20000), "lora": (400, 80), "multitask": (40, 8000), "hyperdecoders": (70, 8000),
+        "sft-L": (65, 8000), "sft-M": (65, 8000), "sft-S": (220, 8000),
+        "reconstruct-L": (16, 4000), "reconstruct-M": (20, 4000), "reconstruct-S": (90, 4000)}
 START = 5
 
 
@@ -109,7 +109,7 @@ def plan(scale, tools):
 
     for seed in range(scale.seeds):
         # The base model, and T2L-L through it.
-        stage(f"{seed}/world", [], {**scale.world, "seed": seed}, lambda out, s=seed: tools.world(out, s, scale.world), 5)
+        stage(f"{seed}/world", [], {**scale.world, "seed": seed}, lambda out, s=seed: tools.world(out, s, scale.world), 20)
         train("base", "pretrain", seed)
         scores("base", seed)
         scores("base-described", seed, **{"with-description": "", "descriptions": 3})
