@@ -188,7 +188,7 @@ TEST_CASE("the weights in the repository answer tasks that nothing was trained o
   const Json& hidden = all.at("revealed").at("false");
   CHECK(hidden.at("tasks") >= 6);
   // That they work; how well is told by the table of `make reproduce`, over many more tasks.
-  CHECK(hidden.at("adapted").get<double>() >= hidden.at("base").get<double>() + 0.4);
+  CHECK(hidden.at("adapted").get<double>() >= hidden.at("base").get<double>() + 0.6);
   const auto warnings = [&](const std::string& text) {
     return json_of(run_program(scratch, "demo", {"--json", "--task", text})).at("warnings").size();
   };

@@ -179,7 +179,7 @@ class Tools:
             return f.read()
 
     def run(self, program, arguments, wide=False):
-        """The JSON that `program` prints. It runs on one thread, or a wide one on all."""
+        """The JSON that `program` prints, if any. It runs on one thread, or a wide one on all."""
         command = [os.path.join(self.bin, program), *arguments, "--json", "--device", self.device, "--quiet",
                    "--threads", str(self.threads if wide else 1)]
         libc = ctypes.CDLL(None)
@@ -192,7 +192,7 @@ class Tools:
         if child.returncode:
             sys.exit(f"{stderr}error: {program} failed ({child.returncode}); the same command again goes on from here: "
                      + " ".join(command))
-        return json.loads(stdout)
+        return json.loads(stdout or "{}")
 
     def progress(self, name):
         """How far a stage that runs has come, in words."""
@@ -206,10 +206,7 @@ class Tools:
 
     def world(self, out, seed, options):
         wanted = [x for key, value in options.items() for x in (f"--{key}", str(value))]
-        command = [os.path.join(self.bin, "t2l-world"), "--out", self.path(out), "--force", "--seed", str(seed), "--quiet", *wanted]
-        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-            sys.exit("error: t2l-world failed: " + " ".join(command))
-        return {}
+        return self.run("t2l-world", ["--out", self.path(out), "--force", "--seed", str(seed), *wanted])
 
     def train(self, verb, out, model, data, settings, wide):
         s = dict(settings)
